@@ -1,0 +1,17 @@
+"""The entry point: the pages and the frame they share, nothing else.
+
+Run it with ``streamlit run dashboard/app.py``.
+"""
+
+import streamlit as st
+
+from dashboard import engine, frame
+
+st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide")
+pages = [st.Page(file, title=title, url_path=key) for key, (file, title) in frame.PAGES.items()]
+chosen = st.navigation(pages)
+engine.begin_run()
+frame.sidebar()
+frame.flashes()
+with frame.guard("Showing this page"):
+    chosen.run()

@@ -1,0 +1,96 @@
+"""Reports of facts as tables and panels; no Streamlit here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nmke.facts import Fact
+
+if TYPE_CHECKING:
+    from nmke.metrics import FactReport
+
+Panels = dict[str, tuple[list[float | None], list[float | None]]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score as it is shown: its name, its value in words, its formula."""
+
+    name: str
+    value: str
+    formula: str
+
+
+def probabilities(reports: "Sequence[FactReport]") -> Panels:
+    """Probability of each answer's first token before and after; the true answer only where some fact has one."""
+    panels: Panels = {
+        "P(new answer)": (
+            [report.before.target_probability for report in reports],
+            [report.after.target_probability for report in reports],
+        )
+    }
+    if any(report.before.true is not None for report in reports):
+        panels["P(true answer)"] = (
+            [report.before.true_probability for report in reports],
+            [report.after.true_probability for report in reports],
+        )
+    return panels
+
+
+def say_score(value: float | None) -> str:
+    """A share with the digits it deserves."""
+    return "–" if value is None else f"{value:.0%}" if value in (0.0, 1.0) else f"{value:.2f}"
+
+
+def scores_of(report: "FactReport") -> list[Score]:
+    """Every score that the fact has prompts for."""
+    from nmke.metrics import FORMULAS
+
+    return [
+        Score(name.replace("_probability", " (probability)").capitalize(), say_score(value), FORMULAS[name])
+        for name, value in report.scores.items()
+        if value is not None
+    ]
+
+
+def answer_table(report: "FactReport") -> pd.DataFrame:
+    """What the model says to the prompt, its paraphrases and neighbours, before and after."""
+    fact, before, after = report.fact, report.before, report.after
+    rows = [("edit prompt", fact.prompt, fact.target_new, before.continuation, after.continuation)]
+    rows += [
+        ("paraphrase", text, fact.target_new, old, new)
+        for text, old, new in zip(
+            fact.paraphrases, before.paraphrase_continuations, after.paraphrase_continuations, strict=True
+        )
+    ]
+    rows += [
+        ("neighbour", neighbor.prompt, neighbor.answer or "as before", old, new)
+        for neighbor, old, new in zip(
+            fact.neighborhood, before.neighbor_continuations, after.neighbor_continuations, strict=True
+        )
+    ]
+    return pd.DataFrame(rows, columns=["what", "prompt", "wanted", "before", "after"])
+
+
+def fact_table(reports: "Sequence[FactReport]") -> pd.DataFrame:
+    """One row a fact: probabilities and scores."""
+    return pd.DataFrame([_row(report) for report in reports])
+
+
+def _row(report: "FactReport") -> dict[str, object]:
+    fact: Fact = report.fact
+    return {
+        "prompt": fact.prompt,
+        "subject": fact.subject,
+        "target_new": fact.target_new,
+        "target_true": fact.target_true,
+        "P(new) before": report.before.target_probability,
+        "P(new) after": report.after.target_probability,
+        "P(true) before": report.before.true_probability,
+        "P(true) after": report.after.true_probability,
+        **report.scores,
+        "answer before": report.before.continuation,
+        "answer after": report.after.continuation,
+    }

@@ -1,0 +1,283 @@
+"""Which neurons hold a prediction: LPS, PSA and MPC scores per prompt, layer and neuron.
+
+Neuron ``i`` of a layer writes ``m_i v_i`` into the residual stream ``r`` at the prompt's last token. With the final
+norm's scale ``s`` frozen at the value of that prompt's own last layer output, logits are linear in the residual, so
+for the target token ``y`` (NMKE, section 3.2; Yu and Ananiadou, EMNLP 2024, section 3)::
+
+    LPS_i = log p(y | r + lambda m_i v_i) - log p(y | r)
+    PSA_i =     p(y | r + lambda m_i v_i) -     p(y | r)
+    MPC_i = m_i
+
+Example:
+    >>> found = attribute(model, prompts_of(facts), layers=[4, 5])
+    >>> found.scores[4].shape  # [prompt, d_mlp]
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from nmke.config import Config
+from nmke.errors import FactError
+from nmke.facts import Fact
+from nmke.model import POST, RESID_MID, RESID_POST, EditableModel, Site
+from nmke.progress import Progress, Silent
+from nmke.tokens import Batch, encode_batch, encode_continuation, fill_template, token_texts
+
+
+class AttributionConfig(Config):
+    """How neurons are scored."""
+
+    kind: Literal["lps", "psa", "mpc"] = Field(
+        "lps",
+        title="Score",
+        description="LPS: rise of the target's log-probability when the neuron is amplified. PSA: rise of its "
+        "probability. MPC: the activation itself, far cheaper.",
+    )
+    target: Literal["top1", "new", "true"] = Field(
+        "top1",
+        title="Target token",
+        description="Which token's probability is followed: the model's own prediction (the authors' choice), the "
+        "new answer's first token, or the true answer's.",
+    )
+    scale: float = Field(
+        30.0, gt=0, le=1000, title="Amplification lambda", description="How strongly each neuron is amplified."
+    )
+    prob_floor: float = Field(
+        1e-8, ge=0, lt=1, title="Probability floor", description="Probabilities are raised to this before the log."
+    )
+    read_position: Literal["last", "padded"] = Field(
+        "last",
+        title="Read position",
+        description="'last' reads each prompt's last real token; 'padded' reads position -1 of the right-padded "
+        "batch, as the published code does, which is a pad token for all but the longest prompt.",
+    )
+    memory_mib: int = Field(
+        512, ge=16, title="Workspace (MiB)", description="Largest block of neuron-by-vocabulary logits held at once."
+    )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to attribute.
+
+    Attributes:
+        text: what the model reads.
+        label: how charts name the row.
+        target: the answer followed, or "" for the model's own top-1.
+        fact_index: which fact it came from.
+    """
+
+    text: str
+    label: str = ""
+    target: str = ""
+    fact_index: int = 0
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Scores of every neuron for every prompt.
+
+    Attributes:
+        layers: the layers scored, rising.
+        scores: per layer [prompt, d_mlp].
+        activations: per layer the neuron activations at the position read [prompt, d_mlp].
+        target_ids: the token followed, per prompt.
+        seconds: time spent per layer.
+    """
+
+    layers: tuple[int, ...]
+    scores: Mapping[int, Float[Tensor, "prompt d_mlp"]]
+    activations: Mapping[int, Float[Tensor, "prompt d_mlp"]]
+    prompts: tuple[Prompt, ...]
+    target_ids: tuple[int, ...]
+    target_tokens: tuple[str, ...]
+    seconds: Mapping[int, float]
+    config: AttributionConfig
+
+    def frame(self) -> pd.DataFrame:
+        """Long table: layer, prompt, target, neuron, score, activation."""
+        parts = []
+        for layer in self.layers:
+            n, width = self.scores[layer].shape
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "layer": layer,
+                        "prompt": [prompt.text for prompt in self.prompts for _ in range(width)],
+                        "target": [token for token in self.target_tokens for _ in range(width)],
+                        "neuron": list(range(width)) * n,
+                        "score": self.scores[layer].flatten().numpy(),
+                        "activation": self.activations[layer].flatten().numpy(),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+
+def prompts_of(
+    facts: Sequence[Fact], templates: Sequence[str] = ("{}",), target: Literal["top1", "new", "true"] = "top1"
+) -> tuple[Prompt, ...]:
+    """The prompts of facts, each under every context template.
+
+    Raises:
+        FactError: when ``target`` is ``true`` and a fact has no true answer.
+    """
+    prompts = []
+    for index, fact in enumerate(facts):
+        if target == "true" and not fact.target_true:
+            raise FactError(
+                f"The fact about {fact.subject!r} has no true answer to follow.",
+                "Fill in target_true, or follow the model's own prediction or the new answer.",
+                field="target_true",
+            )
+        answer = {"top1": "", "new": fact.target_new, "true": fact.target_true}[target]
+        for number, template in enumerate(templates):
+            label = fact.prompt if number == 0 else f"{fact.prompt} (context {number})"
+            prompts.append(Prompt(fill_template(template, fact.prompt), label, answer, index))
+    return tuple(prompts)
+
+
+@torch.no_grad()
+def attribute(
+    model: EditableModel,
+    prompts: Sequence[Prompt],
+    layers: Sequence[int] | None = None,
+    config: AttributionConfig | None = None,
+    progress: Progress | None = None,
+) -> Attribution:
+    """Score every neuron of ``layers`` (all by default) for every prompt.
+
+    Raises:
+        FactError: no prompts.
+        ModelError: a layer the model does not have.
+        Cancelled: from ``progress``; between layers and between blocks of neurons.
+    """
+    config, progress = config or AttributionConfig(), progress or Silent()
+    if not prompts:
+        raise FactError("There are no prompts to attribute.", "Add at least one fact.")
+    chosen = model.check_layers(range(model.n_layers) if layers is None else layers)
+    progress.update("reading activations", 0, 1)
+    batch = encode_batch(model.tokenizer, [prompt.text for prompt in prompts])
+    read = read_positions(model, batch, chosen, config.read_position)
+    targets = _targets(model, prompts, read)
+    scores, seconds = {}, {}
+    for done, layer in enumerate(chosen):
+        progress.update(f"scoring neurons ({config.kind.upper()})", done, len(chosen), f"layer {layer}")
+        started = time.perf_counter()
+        scores[layer] = score_layer(model, layer, read, targets, config, progress)
+        seconds[layer] = time.perf_counter() - started
+    progress.update(f"scoring neurons ({config.kind.upper()})", len(chosen), len(chosen))
+    return Attribution(
+        layers=chosen,
+        scores=scores,
+        activations={layer: read.activations[layer].cpu() for layer in chosen},
+        prompts=tuple(prompts),
+        target_ids=tuple(targets.tolist()),
+        target_tokens=tuple(token_texts(model.tokenizer, targets.tolist())),
+        seconds=seconds,
+        config=config,
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one forward pass says at the position read, float32.
+
+    Attributes:
+        activations: per layer [prompt, d_mlp].
+        resid_mid: per layer the residual before the MLP's write [prompt, d_model].
+        final: the last layer's output [prompt, d_model], whose norm scale is frozen.
+    """
+
+    activations: Mapping[int, Float[Tensor, "prompt d_mlp"]]
+    resid_mid: Mapping[int, Float[Tensor, "prompt d_model"]]
+    final: Float[Tensor, "prompt d_model"]
+
+
+def read_positions(
+    model: EditableModel, batch: Batch, layers: Sequence[int], read_position: Literal["last", "padded"]
+) -> Reading:
+    """One forward pass; keeps only the position each prompt is read at."""
+    last = (RESID_POST, model.n_layers - 1)
+    sites: list[Site] = [(kind, layer) for layer in layers for kind in (POST, RESID_MID)]
+    kept = model.run(batch, [*sites, last])
+    position = batch.last if read_position == "last" else torch.full_like(batch.last, batch.ids.shape[1] - 1)
+    rows = torch.arange(len(batch.ids))
+
+    def at_position(site: Site) -> Tensor:
+        return kept[site][rows, position].float().to(model.device)
+
+    return Reading(
+        {layer: at_position((POST, layer)) for layer in layers},
+        {layer: at_position((RESID_MID, layer)) for layer in layers},
+        at_position(last),
+    )
+
+
+def _targets(model: EditableModel, prompts: Sequence[Prompt], read: Reading) -> Int[Tensor, " prompt"]:
+    top1 = model.readout.logits(read.final, model.readout.scale(read.final)).argmax(-1)
+    chosen = [
+        encode_continuation(model.tokenizer, prompt.text, prompt.target)[0] if prompt.target else int(own)
+        for prompt, own in zip(prompts, top1.tolist(), strict=True)
+    ]
+    return torch.tensor(chosen, device=model.device)
+
+
+def score_layer(
+    model: EditableModel,
+    layer: int,
+    read: Reading,
+    targets: Int[Tensor, " prompt"],
+    config: AttributionConfig,
+    progress: Progress | None = None,
+) -> Float[Tensor, "prompt d_mlp"]:
+    """Exact scores of one layer, on the CPU.
+
+    The logits' change ``c_i a_i`` has the direction ``a_i = U diag(g) v_i``, which all prompts share, and the number
+    ``c_i = lambda m_i s``. So ``a`` is computed once per block of neurons and every prompt reuses it; the block's size
+    keeps the [neuron, d_vocab] product within ``config.memory_mib``.
+    """
+    activations = read.activations[layer]
+    if config.kind == "mpc":
+        return activations.cpu()
+    readout = model.readout
+    scale = readout.scale(read.final)
+    base = readout.logits(read.resid_mid[layer], scale)
+    values = readout.direction(model.W_out(layer).to(model.device))
+    unembedding = readout.unembedding.float()
+    block = max(1, config.memory_mib * 2**20 // (2 * 4 * len(unembedding)))
+    scores = torch.empty_like(activations)
+    for start in range(0, len(values), block):
+        chunk = slice(start, start + block)
+        directions = values[chunk] @ unembedding.T
+        for row in range(len(activations)):
+            if progress is not None:
+                progress.update(f"scoring neurons ({config.kind.upper()})", start, len(values), f"layer {layer}")
+            amounts = config.scale * activations[row, chunk] * scale[row]
+            scores[row, chunk] = _increase(base[row], directions, amounts, int(targets[row]), config)
+    return scores.cpu()
+
+
+def _increase(
+    base: Float[Tensor, " d_vocab"],
+    directions: Float[Tensor, "neuron d_vocab"],
+    amounts: Float[Tensor, " neuron"],
+    target: int,
+    config: AttributionConfig,
+) -> Float[Tensor, " neuron"]:
+    """The target's rise when each neuron alone adds ``amounts[i] * directions[i]`` to the logits."""
+    changed = torch.addcmul(base, directions, amounts[:, None])
+    after = changed[:, target] - changed.logsumexp(-1)
+    before = base[target] - base.logsumexp(-1)
+    if config.kind == "psa":
+        return after.exp() - before.exp()
+    floor = torch.tensor(config.prob_floor, device=base.device)
+    return after.exp().clamp_min(floor).log() - before.exp().clamp_min(floor).log()

@@ -1,0 +1,52 @@
+"""The command line: ``nmke fetch | models | methods | neurons | edit``.
+
+Exit codes: 0 done, 1 an error that is told in one line, 2 a command line that cannot be read,
+130 stopped with Ctrl-C. Results go to standard output and files, everything else to standard error.
+"""
+
+from typing import Annotated
+
+import typer
+
+from nmke import __version__
+from nmke.cli.editing import edit
+from nmke.cli.neuron_tables import neurons
+from nmke.cli.shelf import fetch, list_known_methods, list_known_models
+from nmke.cli.terminal import reporting_errors, say
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Neuron-level masked knowledge editing: find the neurons that hold a fact, write a new one, take it back.",
+    epilog="The same with pictures: `streamlit run dashboard/app.py`. "
+    "Models and texts are kept in the user's cache folder; the variable NMKE_HOME names another one.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    return None
+
+
+for _name, _command in (
+    ("fetch", fetch),
+    ("models", list_known_models),
+    ("methods", list_known_methods),
+    ("neurons", neurons),
+    ("edit", edit),
+):
+    app.command(_name)(reporting_errors(_command))

