@@ -10,6 +10,7 @@ from dashboard import engine, frame
 st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide")
 pages = [st.Page(file, title=title, url_path=key) for key, (file, title) in frame.PAGES.items()]
 chosen = st.navigation(pages)
+frame.style()
 engine.begin_run()
 frame.sidebar()
 frame.flashes()

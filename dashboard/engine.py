@@ -64,7 +64,6 @@ def begin_run() -> None:
 
 def _forget_model(mine: state.AppState) -> None:
     mine.model_key = mine.edit_session = None
-    mine.edit_counter += 1
 
 
 # ---- models -------------------------------------------------------------------------------------------------
@@ -139,20 +138,15 @@ def current_session() -> "EditSession | None":
 
 def adopt_session(session: "EditSession") -> None:
     """Take over a session loaded from disk in place of the current one."""
-    mine = state.get()
-    mine.edit_session = session
-    mine.edit_counter += 1
+    state.get().edit_session = session
 
 
 def edit_state_key() -> EditKey | None:
     """Changes with the model and with every apply, undo and redo; equal keys compute the same."""
-    mine, model = state.get(), current_model()
-    if model is None:
+    model, session = current_model(), current_session()
+    if model is None or session is None:
         return None
-    version = 0 if mine.edit_session is None else mine.edit_session.version
-    if version == 0:
-        return (model.weight_hash, model.device, model.dtype)
-    return (model.weight_hash, model.device, model.dtype, mine.owner, version, mine.edit_counter)
+    return (model.weight_hash, model.device, model.dtype, session.digest)
 
 
 def apply(edit: Any) -> bool:
@@ -180,7 +174,6 @@ def _change(step: "Callable[[EditSession], Any]") -> bool:
     except Exception as problem:
         mine.flash("error", jobs.explain(problem, "Changing the edits"))
         return False
-    mine.edit_counter += 1
     return True
 
 
@@ -259,7 +252,7 @@ def preview(fact: "Fact") -> "TokenPreview | None":
 
 def _answers_key(edited: bool) -> EditKey | None:
     key = edit_state_key()
-    return key if edited or key is None else key[:3]
+    return key if edited or key is None else key[:-1]
 
 
 def _cached_or_busy(key: EditKey, work: Callable[[], T]) -> T | Busy:

@@ -24,6 +24,11 @@ PAGES: Mapping[str, tuple[str, str]] = {
 }
 
 
+def style() -> None:
+    """Less empty space above the page, so that its first screen needs no scrolling."""
+    st.html("<style>.stMainBlockContainer{padding-top:3rem;padding-bottom:3rem}</style>")
+
+
 def question(text: str, more: str = "") -> None:
     """The page's first line: the question it answers."""
     st.header(text, anchor=False)
@@ -105,7 +110,7 @@ def _tick_one(purpose: str) -> None:
 
 def sidebar() -> None:
     """Model, edit version and running work; nothing else."""
-    with st.sidebar:
+    with st.sidebar, guard("Showing the sidebar"):
         _model_box()
         _edit_box()
         if jobs.any_running():
@@ -141,8 +146,8 @@ def _model_box() -> None:
         return
     st.markdown(f"**{_plain(model.name)}**")
     lines = [
-        f"{say_count(model.n_parameters)} parameters · {model.n_layers} layers × {model.d_mlp:,} neurons",
-        f"{model.device} · {model.dtype} · {say_bytes(model.memory.weights)} of weights",
+        f"{say_count(model.n_parameters)} parameters, {model.n_layers} × {model.d_mlp:,} neurons",
+        f"{model.device}, {model.dtype}, {say_bytes(model.memory.weights)}",
     ]
     st.caption("  \n".join(lines))
 
@@ -151,7 +156,7 @@ def _edit_box() -> None:
     session = engine.current_session()
     if session is None:
         return
-    last = session.version + len(session.redo_stack)
+    last = session.latest
     st.caption("No edit yet" if last == 0 else f"Edit version {session.version} of {last}")
     if last == 0:
         return
@@ -159,7 +164,7 @@ def _edit_box() -> None:
     if left.button("Undo", key="frame.undo", disabled=session.version == 0, icon=":material/undo:", width="stretch"):
         engine.undo()
         st.rerun()
-    nothing = not session.redo_stack
+    nothing = session.version == last
     if right.button("Redo", key="frame.redo", disabled=nothing, icon=":material/redo:", width="stretch"):
         engine.redo()
         st.rerun()

@@ -334,7 +334,9 @@ def say_progress(shown: JobView) -> str:
         return "Waiting for the work before it"
     stage = shown.stage[:1].upper() + shown.stage[1:] if shown.stage else "Starting"
     parts = [stage]
-    if shown.note:
+    if shown.note == "bytes":
+        parts[0] += f" ({shown.done / 1e6:.0f} of {(shown.total or 0) / 1e6:.0f} MB)"
+    elif shown.note:
         parts.append(shown.note)
     if shown.remaining is not None:
         parts.append(f"about {say_seconds(shown.remaining)} left")

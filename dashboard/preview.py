@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from dashboard.holder import ModelKey
-from nmke.errors import NmkeError
 from nmke.progress import Silent
 
 if TYPE_CHECKING:
     from nmke.memory import MemoryEstimate
-    from nmke.resources import KnownModel
 
 _ENGINE = "nmke.loading"
+_LIBRARIES = (_ENGINE, "nmke.session", "transformers.models.auto", "transformer_lens.model_bridge")
 
 
 @st.cache_resource(show_spinner=False)
 def warm_up() -> threading.Thread:
     """Import torch and TransformerLens beside the first page, which would otherwise wait seconds for them."""
-    thread = threading.Thread(target=importlib.import_module, args=(_ENGINE,), name="warm-up", daemon=True)
+    thread = threading.Thread(target=_import_libraries, name="warm-up", daemon=True)
     thread.start()
     return thread
+
+
+def _import_libraries() -> None:
+    for name in _LIBRARIES:
+        importlib.import_module(name)
 
 
 def is_warm() -> bool:
@@ -34,28 +38,28 @@ def is_warm() -> bool:
 
 @st.cache_data(show_spinner=False, ttl=10, max_entries=50)
 def memory_of(key: ModelKey) -> "MemoryEstimate | str":
-    """Memory needed against free, or one sentence why that is not known before loading."""
+    """Memory needed against free, or one sentence why that is not known before loading.
+
+    Raises:
+        NmkeError: what was named is no model that can be loaded.
+    """
     from nmke.resources import list_models
 
-    try:
-        known = {model.name: model for model in list_models()}
-        if key.spec in known:
-            if not known[key.spec].cached:
-                return _not_fetched(known[key.spec])
-        elif key.spec.endswith(".gguf"):
-            return "A GGUF file is converted once; the memory it needs is checked before its weights are loaded."
-        elif not Path(key.spec).expanduser().exists():
-            return "A hub model; the memory it needs is checked before its weights are loaded."
-        return _estimate(key)
-    except NmkeError as problem:
-        return str(problem)
+    later = "the memory it needs is checked before the weights are loaded."
+    known = {model.name: model for model in list_models()}
+    if key.spec in known:
+        if not known[key.spec].cached:
+            return f"{known[key.spec].title} is fetched and converted once; {later}"
+    elif Path(key.spec).expanduser().is_file():
+        return f"A file is converted once and kept in the cache; {later}"
+    elif is_hub_id(key.spec):
+        return f"A model of the Hugging Face hub, if it can be reached; {later}"
+    return _estimate(key)
 
 
-def _not_fetched(model: "KnownModel") -> str:
-    return (
-        f"{model.title} is not in the cache yet: loading fetches and converts it once "
-        "and checks the memory before the weights are loaded."
-    )
+def is_hub_id(spec: str) -> bool:
+    """Whether the words could be a hub id and nothing of that name lies here."""
+    return not Path(spec).expanduser().exists() and not spec.startswith((".", "/", "~")) and spec.count("/") < 2
 
 
 def _estimate(key: ModelKey) -> "MemoryEstimate":

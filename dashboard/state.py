@@ -26,7 +26,6 @@ class AppState:
     fact_index: int = 0
     model_key: "ModelKey | None" = None
     edit_session: "EditSession | None" = None
-    edit_counter: int = 0
     job_ids: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     flashes: list[tuple[FlashKind, str]] = field(default_factory=list)

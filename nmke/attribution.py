@@ -238,6 +238,7 @@ def score_layer(
     targets: Int[Tensor, " prompt"],
     config: AttributionConfig,
     progress: Progress | None = None,
+    block: int | None = None,
 ) -> Float[Tensor, "prompt d_mlp"]:
     """Exact scores of one layer, on the CPU.
 
@@ -253,7 +254,7 @@ def score_layer(
     base = readout.logits(read.resid_mid[layer], scale)
     values = readout.direction(model.W_out(layer).to(model.device))
     unembedding = readout.unembedding.float()
-    block = max(1, config.memory_mib * 2**20 // (2 * 4 * len(unembedding)))
+    block = block or neurons_per_block(config.memory_mib, len(unembedding))
     scores = torch.empty_like(activations)
     for start in range(0, len(values), block):
         chunk = slice(start, start + block)
@@ -264,6 +265,11 @@ def score_layer(
             amounts = config.scale * activations[row, chunk] * scale[row]
             scores[row, chunk] = _increase(base[row], directions, amounts, int(targets[row]), config)
     return scores.cpu()
+
+
+def neurons_per_block(memory_mib: int, d_vocab: int) -> int:
+    """How many neurons' logits fit the workspace: two float32 blocks [neuron, d_vocab], directions and changed."""
+    return max(1, memory_mib * 2**20 // (2 * 4 * d_vocab))
 
 
 def _increase(

@@ -76,7 +76,7 @@ class Edit:
                     "Raise the ridge L2 or lower the learning rate.",
                 )
 
-    def changes(self, W_out: Mapping[int, Tensor]) -> list[dict[str, float]]:
+    def changes(self, W_out: Mapping[int, Tensor]) -> list[dict[str, int | float]]:
         """Per layer: neurons and parameters changed and the size of the change.
 
         Args:

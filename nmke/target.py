@@ -4,7 +4,7 @@
 minimises (ROME, section 3.2; MEMIT, section 4.2; with AlphaEdit's settings)::
 
     mean over contexts of -log p(target_new)            per token of the target
-    + kl_factor * KL(p_start || p) on "{subject} is a"  at the subject's last token
+    + kl_factor * KL(p || p_start) on "{subject} is a"  at the subject's last token
     + weight_decay * |delta| / |h|^2
 
 by Adam, after each step clamped to ``|delta| <= clamp_norm_factor * |h|``.
@@ -114,9 +114,9 @@ def optimise_target(
                 f"The z optimisation for {fact.subject!r} diverged at step {step + 1}; nothing was changed.",
                 "Lower the learning rate or the clamp factor.",
             )
-        losses.append(tuple(float(term) for term in (loss, *terms)))
+        losses.append(tuple(float(term.detach()) for term in (loss, *terms)))
         probabilities.append(float((-per_context.detach()).exp().mean()))
-        if float(loss) < config.stop_loss or step == config.steps - 1:
+        if float(loss.detach()) < config.stop_loss or step == config.steps - 1:
             break
         optimiser.zero_grad()
         loss.backward()
@@ -173,6 +173,7 @@ def _forward(
 
 
 def _kl(start: Tensor, now: Tensor, factor: float) -> Tensor:
+    """``KL(p || p_start)``, the direction the published code takes (torch's first argument is the reference)."""
     return factor * torch.nn.functional.kl_div(start, now, log_target=True, reduction="sum")
 
 

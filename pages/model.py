@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from dashboard import engine, frame, jobs, memory_bar, preview, state
+from nmke.errors import NmkeError
 
 if TYPE_CHECKING:
     from nmke.conformance import Conformance
@@ -71,14 +72,16 @@ def show_memory(key: engine.ModelKey) -> bool:
     if not preview.is_warm():
         wait_for_libraries()
         return True
-    needed = preview.memory_of(key)
+    try:
+        needed = preview.memory_of(key)
+    except NmkeError as problem:
+        frame.show_error(problem)
+        return False
     if isinstance(needed, str):
         st.caption(needed)
         return True
     st.html(memory_bar.draw(needed))
-    if needed.fits:
-        st.caption(needed.sentence)
-    else:
+    if not needed.fits:
         st.error(needed.sentence)
     return needed.fits
 
@@ -106,12 +109,15 @@ def show_loader() -> None:
         # the trust was for this one load
         st.session_state.pop("model.trust", None)
         st.rerun()
-    frame.progress_here("load")
 
 
 def show_card() -> None:
     """What is loaded, and whether the engine's mathematics holds for it."""
     model = engine.current_model()
+    if model is None and jobs.running("load"):
+        st.markdown("**Loading ...**")
+        st.caption("The sidebar shows how far it is; meanwhile facts can be entered on the Facts page.")
+        return
     if model is None:
         st.markdown("**What you will see here**")
         st.caption(

@@ -63,10 +63,12 @@ def make_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(_config(kind))
     with torch.no_grad():
-        # Untrained embeddings are so small that every answer looks alike; larger ones make the tests tell more.
+        # Untrained weights are so small that every answer looks alike; larger ones make the tests tell more.
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(3.0)
+            if "embed" in name or "wte" in name:
+                parameter.normal_(0, 0.5)
+            elif parameter.ndim == 2:
+                parameter.mul_(5.0)
             elif "bias" in name:
                 parameter.normal_(0, 0.1)
     model.save_pretrained(folder)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 an error that is told in one line, 2 a command line that c
 130 stopped with Ctrl-C. Results go to standard output and files, everything else to standard error.
 """
 
+import os
 from typing import Annotated
 
 import typer
@@ -39,7 +40,9 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    return None
+    # Libraries that draw their own bars and notes would write over ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 for _name, _command in (

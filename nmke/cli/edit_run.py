@@ -67,12 +67,25 @@ class EditRun:
                 self._measure_at_the_end()
         except KeyboardInterrupt:
             self.interrupted = True
-        if not self.independent and self.session.version:
-            self.session.save(self.out / "bundle")
+        finally:
+            # Also when a bundle could not be saved: what was measured is written down first.
+            bundle = self.out / "bundle"
+            try:
+                if not self.independent and self.session.version:
+                    self.session.save(bundle)
+            finally:
+                self._undo_all(untouched)
+                self.write_report(complete=self.complete)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fact was edited, or tried and refused."""
+        return len(self.entries) + len(self.failures) == len(self.facts) and not self.interrupted
+
+    def _undo_all(self, untouched: Mapping[str, str]) -> None:
         while self.session.version:
             self.session.undo()
         self.undo_exact = weight_digests(self.session) == untouched and all(self.undos)
-        self.write_report(complete=not self.interrupted)
 
     def _edit_or_tell(self, index: int, fact: Fact, untouched: Mapping[str, str]) -> None:
         try:

@@ -67,7 +67,7 @@ def edit(
         config = change_settings(preset.config, settings)
         run = EditRun(loaded, chosen, config, fact_list, out, independent, tokens, progress, about)
         run.run()
-    _tell(run.report(not run.interrupted))
+    _tell(run.report(run.complete))
     say(str(out / "report.json"))
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -104,7 +104,8 @@ class TerminalProgress(Progress):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def whole(self, what: str, done: int, total: int) -> None:
         """The work as a whole: ``done`` of ``total`` facts."""

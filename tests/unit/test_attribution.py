@@ -1,0 +1,164 @@
+"""LPS, PSA and MPC against numbers written out by hand and against the plain definition."""
+
+import math
+
+import pytest
+import torch
+
+from nmke.attribution import AttributionConfig, Prompt, Reading, _increase, attribute, prompts_of, read_positions
+from nmke.errors import Cancelled, ConfigError, FactError, ModelError
+from nmke.facts import Fact
+from nmke.loading import LoadedModel
+from nmke.progress import Progress
+from nmke.tokens import encode_batch
+
+PROMPTS = [Prompt("The capital of France is"), Prompt("A cat says"), Prompt("You and I take")]
+FACT = Fact("The capital of France is", "France", "Rome", target_true="Paris")
+
+
+def plain_scores(
+    model: LoadedModel, layer: int, read: Reading, targets: list[int], config: AttributionConfig
+) -> torch.Tensor:
+    """The definition, neuron by neuron: add ``lambda m_i v_i`` to the residual and read the target out, in float64."""
+    readout = model.readout
+    U, g, b = readout.unembedding.double(), readout.gain.double(), readout.shift.double()
+    rows = []
+    for row, target in enumerate(targets):
+        final, r = read.final[row].double(), read.resid_mid[layer][row].double()
+        if readout.centred:
+            final = final - final.mean()
+        scale = 1 / math.sqrt(float((final**2).mean()) + readout.eps)
+
+        def probability(x: torch.Tensor, scale: float = scale, target: int = target) -> float:
+            x = x - x.mean() if readout.centred else x
+            return float((U @ (g * x * scale + b)).softmax(0)[target])
+
+        before = probability(r)
+        scores = []
+        for neuron in range(model.d_mlp):
+            amplified = config.scale * float(read.activations[layer][row, neuron]) * model.W_out(layer)[neuron].double()
+            after = probability(r + amplified)
+            if config.kind == "psa":
+                scores.append(after - before)
+            else:
+                floor = config.prob_floor
+                scores.append(math.log(max(after, floor)) - math.log(max(before, floor)))
+        rows.append(scores)
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("kind", ["lps", "psa"])
+@pytest.mark.parametrize("memory_mib", [16, 512])
+def test_scores_equal_the_definition_neuron_by_neuron(tiny: LoadedModel, kind: str, memory_mib: int) -> None:
+    config = AttributionConfig.make(kind=kind, memory_mib=memory_mib)
+    found = attribute(tiny, PROMPTS, [1, 3], config)
+    read = read_positions(tiny, encode_batch(tiny.tokenizer, [p.text for p in PROMPTS]), [1, 3], "last")
+    for layer in (1, 3):
+        expected = plain_scores(tiny, layer, read, list(found.target_ids), config)
+        assert torch.allclose(found.scores[layer], expected.float(), atol=2e-5)
+
+
+def test_the_increase_matches_numbers_worked_out_by_hand() -> None:
+    # Two tokens, base logits 0 and 0: p = 1/2. Adding 2 * (ln 3, 0) / 2 gives odds 3 : 1, so p = 3/4.
+    base, directions = torch.zeros(2), torch.tensor([[math.log(3) / 2, 0.0]])
+    amounts = torch.tensor([2.0])
+    lps = _increase(base, directions, amounts, 0, AttributionConfig())
+    psa = _increase(base, directions, amounts, 0, AttributionConfig.make(kind="psa"))
+    assert float(lps) == pytest.approx(math.log(0.75) - math.log(0.5), abs=1e-6)
+    assert float(psa) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_probabilities_are_raised_to_the_floor_before_the_log() -> None:
+    base, directions = torch.tensor([0.0, 60.0]), torch.tensor([[0.0, -60.0]])
+    score = _increase(base, directions, torch.tensor([1.0]), 0, AttributionConfig())
+    assert float(score) == pytest.approx(math.log(0.5) - math.log(1e-8), abs=1e-4)
+
+
+def test_a_block_boundary_does_not_change_a_score(llama: LoadedModel) -> None:
+    from nmke.attribution import score_layer
+
+    read = read_positions(llama, encode_batch(llama.tokenizer, [p.text for p in PROMPTS]), [2], "last")
+    targets = torch.tensor([5, 6, 7])
+    whole = score_layer(llama, 2, read, targets, AttributionConfig())
+    # 64 neurons are no multiple of 7, so the last block is short.
+    blocks = score_layer(llama, 2, read, targets, AttributionConfig(), block=7)
+    assert torch.allclose(blocks, whole, atol=1e-6)
+
+
+def test_the_workspace_bounds_the_block() -> None:
+    from nmke.attribution import neurons_per_block
+
+    assert neurons_per_block(512, 128_256) * 2 * 4 * 128_256 <= 512 * 2**20
+    assert neurons_per_block(16, 10**9) == 1
+
+
+def test_mpc_is_the_activation_at_the_last_real_token(tiny: LoadedModel) -> None:
+    found = attribute(tiny, PROMPTS, None, AttributionConfig.make(kind="mpc"))
+    assert found.layers == (0, 1, 2, 3)
+    alone = attribute(tiny, PROMPTS[1:2], [2], AttributionConfig.make(kind="mpc"))
+    assert torch.allclose(found.scores[2][1], alone.scores[2][0], atol=1e-6)
+
+
+def test_padded_reading_differs_only_for_prompts_that_are_padded(llama: LoadedModel) -> None:
+    last = attribute(llama, PROMPTS, [1], AttributionConfig.make(kind="mpc"))
+    padded = attribute(llama, PROMPTS, [1], AttributionConfig.make(kind="mpc", read_position="padded"))
+    lengths = encode_batch(llama.tokenizer, [p.text for p in PROMPTS]).last
+    longest = int(lengths.argmax())
+    for row in range(len(PROMPTS)):
+        same = torch.equal(last.scores[1][row], padded.scores[1][row])
+        assert same == (lengths[row] == lengths[longest])
+
+
+def test_the_default_target_is_the_models_own_prediction(tiny: LoadedModel) -> None:
+    from nmke.metrics import next_token_table
+
+    found = attribute(tiny, PROMPTS, [0], AttributionConfig.make(kind="mpc"))
+    assert [found.target_tokens[0]] == [token for token, _ in next_token_table(tiny, PROMPTS[0].text, 1)]
+
+
+def test_the_targets_first_token_is_followed_when_asked(tiny: LoadedModel) -> None:
+    prompts = prompts_of([FACT], ("{}", "Because. {}"), "new")
+    assert [prompt.text for prompt in prompts] == [FACT.prompt, f"Because. {FACT.prompt}"]
+    found = attribute(tiny, prompts, [0], AttributionConfig.make(kind="mpc", target="new"))
+    first = tiny.tokenizer(" Rome").input_ids[0]
+    assert found.target_ids == (first, first)
+
+
+def test_following_the_true_answer_needs_one() -> None:
+    with pytest.raises(FactError, match="has no true answer"):
+        prompts_of([Fact("The capital of France is", "France", "Rome")], target="true")
+
+
+def test_no_prompts_and_layers_out_of_range_are_refused(llama: LoadedModel) -> None:
+    with pytest.raises(FactError, match="no prompts"):
+        attribute(llama, [])
+    with pytest.raises(ModelError, match="layer 9"):
+        attribute(llama, PROMPTS, [9])
+
+
+def test_amplification_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match=r"scale: .*greater than 0"):
+        AttributionConfig.make(scale=0)
+
+
+def test_cancelling_between_layers_stops_the_work(llama: LoadedModel) -> None:
+    class After(Progress):
+        calls = 0
+
+        def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+            self.calls += 1
+            if self.calls > 3:
+                raise Cancelled
+
+    progress = After()
+    with pytest.raises(Cancelled):
+        attribute(llama, PROMPTS, progress=progress)
+    assert progress.calls == 4
+
+
+def test_the_table_has_one_row_per_layer_prompt_and_neuron(llama: LoadedModel) -> None:
+    found = attribute(llama, PROMPTS, [0, 2], AttributionConfig.make(kind="mpc"))
+    frame = found.frame()
+    assert len(frame) == 2 * 3 * llama.d_mlp
+    row = frame[(frame.layer == 2) & (frame.prompt == PROMPTS[1].text) & (frame.neuron == 5)].iloc[0]
+    assert row.score == pytest.approx(float(found.scores[2][1, 5]))

@@ -1,0 +1,193 @@
+"""Sessions: apply, undo and redo exact to the bit; nothing leaks between sessions on one model."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from nmke.edit import Edit, WeightPatch
+from nmke.errors import EditError, SessionError
+from nmke.facts import Fact
+from nmke.loading import LoadedModel
+from nmke.session import EditSession
+from nmke.tokens import encode_batch
+
+FACT = Fact("The capital of France is", "France", "Rome")
+PROMPT = "The capital of France is"
+
+
+def make_edit(model: LoadedModel, seed: int = 0, layers: tuple[int, ...] = (1, 2), size: float = 1.0) -> Edit:
+    generator = torch.Generator().manual_seed(seed)
+    patches = tuple(
+        WeightPatch(
+            layer,
+            size * torch.randn(model.d_mlp, 1, generator=generator),
+            torch.randn(1, model.d_model, generator=generator),
+        )
+        for layer in layers
+    )
+    keys = {layer: torch.randn(model.d_mlp, 1, generator=generator) for layer in layers}
+    return Edit("nmke", {}, (FACT,), patches, keys)
+
+
+def weights(model: LoadedModel) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.bridge.parameters()]
+
+
+def final(model: LoadedModel) -> torch.Tensor:
+    return model.run(encode_batch(model.tokenizer, [PROMPT]), [("final", -1)])[("final", -1)]
+
+
+def test_an_applied_edit_adds_its_factors_inside_the_block_only(tiny: LoadedModel) -> None:
+    session, edit = EditSession(tiny), make_edit(tiny)
+    before = tiny.W_out(1).clone()
+    assert session.apply(edit) == 1
+    assert torch.equal(tiny.W_out(1), before)
+    with session.active():
+        assert torch.equal(tiny.W_out(1), before + edit.patches[0].left @ edit.patches[0].right)
+    assert torch.equal(tiny.W_out(1), before)
+
+
+def test_undo_is_exact_to_the_bit_where_subtracting_would_not_be(tiny: LoadedModel) -> None:
+    session, edit = EditSession(tiny), make_edit(tiny)
+    loaded, before = weights(tiny), tiny.W_out(1).clone()
+    update = edit.patches[0].matrix()
+    assert not torch.equal((before + update) - update, before)
+    session.apply(edit)
+    session.undo()
+    with session.active():
+        assert all(torch.equal(a, b) for a, b in zip(weights(tiny), loaded, strict=True))
+    assert session.version == 0
+
+
+@pytest.mark.parametrize("undo_depth", [1, 8])
+def test_every_version_comes_back_exactly_on_the_way_down_and_up(tiny: LoadedModel, undo_depth: int) -> None:
+    session = EditSession(tiny, undo_depth=undo_depth)
+    states = [[session.master(layer).clone() for layer in range(4)]]
+    for seed in range(6):
+        session.apply(make_edit(tiny, seed, layers=(seed % 3, 3)))
+        states.append([session.master(layer).clone() for layer in range(4)])
+    for version in range(5, -1, -1):
+        session.undo()
+        assert all(torch.equal(session.master(layer), states[version][layer]) for layer in range(4))
+    for version in range(1, 7):
+        session.redo()
+        assert session.version == version
+        assert all(torch.equal(session.master(layer), states[version][layer]) for layer in range(4))
+
+
+def test_earlier_keys_belong_to_the_history_and_leave_with_the_edit(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    first, second = make_edit(tiny, 1), make_edit(tiny, 2, layers=(2,))
+    session.apply(first)
+    session.apply(second)
+    assert torch.equal(session.history_keys(2), torch.cat([first.keys[2], second.keys[2]], dim=1))
+    assert torch.equal(session.history_keys(1), first.keys[1])
+    session.undo()
+    assert torch.equal(session.history_keys(2), first.keys[2])
+    assert session.history_keys(0).shape == (tiny.d_mlp, 0)
+
+
+def test_a_new_edit_drops_what_could_be_redone(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    session.apply(make_edit(tiny, 1))
+    session.undo()
+    assert session.latest == 1
+    session.apply(make_edit(tiny, 2))
+    with pytest.raises(SessionError, match="no edit to redo"):
+        session.redo()
+
+
+def test_nothing_to_undo_is_said(tiny: LoadedModel) -> None:
+    with pytest.raises(SessionError, match="no edit to undo"):
+        EditSession(tiny).undo()
+
+
+def test_an_update_that_is_not_finite_is_refused_before_it_is_applied(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    broken = make_edit(tiny)
+    broken.patches[0].left[3] = float("nan")
+    with pytest.raises(EditError, match="layer 1 is not finite"):
+        session.apply(broken)
+    assert session.version == 0
+
+
+def test_an_edit_for_another_model_is_refused(llama: LoadedModel) -> None:
+    edit = Edit("nmke", {}, (FACT,), (WeightPatch(0, torch.zeros(10, 1), torch.zeros(1, 4)),), {})
+    with pytest.raises(EditError, match="for 10 neurons of width 4"):
+        EditSession(llama).apply(edit)
+
+
+def test_two_sessions_in_two_threads_get_their_own_answers(tiny: LoadedModel) -> None:
+    sessions = [EditSession(tiny) for _ in range(3)]
+    sessions[0].apply(make_edit(tiny, 1))
+    sessions[1].apply(make_edit(tiny, 2))
+    expected = []
+    for session in sessions:
+        with session.active():
+            expected.append(final(tiny))
+    wrong: list[int] = []
+
+    def drive(number: int) -> None:
+        for _ in range(20):
+            with sessions[number].active():
+                if not torch.equal(final(tiny), expected[number]):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not torch.equal(expected[0], expected[1])
+
+
+def test_masters_stay_in_float32_when_the_model_is_bfloat16(tiny_folder: Path, llama: LoadedModel) -> None:
+    from nmke.loading import load_model
+
+    half = load_model(str(tiny_folder / "llama"), device="cpu", dtype="bfloat16")
+    assert half.conformance.passed, half.conformance.checks
+    session = EditSession(half)
+    start = session.master(1).clone()
+    tiny_update = make_edit(half, 4, layers=(1,), size=1e-4)
+    for _ in range(50):
+        session.apply(tiny_update)
+    moved = session.master(1) - start
+    assert session.master(1).dtype == torch.float32
+    # Each step alone is lost in bfloat16's 8 bits; fifty of them in a float32 master are not.
+    assert torch.allclose(moved, 50 * tiny_update.patches[0].matrix(), rtol=1e-2, atol=1e-5)
+    with session.active():
+        assert half.W_out(1).dtype == torch.bfloat16
+
+
+def test_verify_undo_compares_every_layer_and_leaves_the_session_as_it_was(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    for seed in range(3):
+        session.apply(make_edit(tiny, seed))
+    digest = session.digest
+    assert session.verify_undo()
+    assert session.version == 3 and session.digest == digest
+
+
+def test_an_undo_that_cannot_be_reproduced_is_refused_and_changes_nothing(tiny: LoadedModel) -> None:
+    session = EditSession(tiny, undo_depth=1)
+    for seed in range(4):
+        session.apply(make_edit(tiny, seed))
+    session.undo()
+    session.undo()
+    session.edits[0].patches[0].left.add_(1.0)
+    with pytest.raises(SessionError, match="could not be reproduced"):
+        session.undo()
+    assert session.version == 2
+
+
+def test_the_size_of_a_change_counts_only_touched_neurons(tiny: LoadedModel) -> None:
+    left = torch.zeros(tiny.d_mlp, 1)
+    left[:5] = 2.0
+    edit = Edit("nmke", {}, (FACT,), (WeightPatch(1, left, torch.ones(1, tiny.d_model)),), {})
+    change = edit.changes({1: tiny.W_out(1)})[0]
+    assert change["neurons"] == 5
+    assert change["parameters"] == 5 * tiny.d_model
+    assert change["norm"] == pytest.approx((5 * tiny.d_model * 4) ** 0.5, rel=1e-5)
