@@ -129,7 +129,7 @@ def _files(model: "LoadedModel", session: "EditSession") -> None:
         else:
             st.download_button(
                 "Save the edits (zip)",
-                lambda: bundles.zip_saved(session.save),
+                lambda: zip_session(session),
                 "nmke-edits.zip",
                 "application/zip",
                 key="edit.save",
@@ -161,12 +161,23 @@ def load_bundle(model: "LoadedModel", data: bytes) -> None:
     Raises:
         NmkeError: the file cannot be used, with the reason.
     """
-    from nmke.session import EditSession
+    from nmke.bundle import load_session
 
-    session = bundles.with_unzipped(data, lambda folder: EditSession.load(model, folder))
+    session, exact = bundles.with_unzipped(data, lambda folder: load_session(model, folder))
     engine.adopt_session(session)
     facts = sum(len(edit.facts) for edit in session.edits)
-    state.get().flash("success", f"Loaded {session.version} edits with {facts} facts.")
+    what = f"Loaded: {session.version} edits with {facts} facts. "
+    if exact:
+        state.get().flash("success", f"{what}Their weights are the saved ones, the same in every bit.")
+    else:
+        state.get().flash("warning", f"{what}This device rounds their weights differently in the last bits.")
+
+
+def zip_session(session: "EditSession") -> bytes:
+    """The edits in force as a zip file."""
+    from nmke.bundle import save_session
+
+    return bundles.zip_saved(lambda folder: save_session(session, folder))
 
 
 def say_edit(edit: "Edit") -> str:

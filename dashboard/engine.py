@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
 
-from dashboard import jobs, state
+from dashboard import jobs, libraries, state
 from dashboard.holder import ModelHolder, ModelKey
 from nmke.progress import Progress
 
@@ -48,6 +48,7 @@ def _presence(owner: str) -> _Presence:
 def begin_run() -> None:
     """Called once by app.py: marks the tab as open and takes in a model that finished loading."""
     mine = state.get()
+    libraries.are_ready()
     _presence(mine.owner)
     if mine.model_key is not None and holder().get(mine.model_key, mine.owner) is None:
         _forget_model(mine)
@@ -78,11 +79,11 @@ def known_models() -> "list[KnownModel]":
 
 def start_loading(key: ModelKey) -> None:
     """Load the model as this browser session's job ``load``."""
-    owner, models = state.get().owner, holder()
+    owner, models, imports = state.get().owner, holder(), libraries.warm_up()
 
     def load(progress: Progress) -> ModelKey:
         def loader() -> "LoadedModel":
-            progress.update("importing the libraries", 0, None)
+            libraries.wait_for(imports, progress)
             from nmke.loading import load_model
 
             loaded = load_model(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from dashboard import engine, jobs, state
+from dashboard import engine, jobs, libraries, state
 from nmke.errors import NmkeError
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def sidebar() -> None:
 @st.fragment(run_every=_TICK)
 def _tick_jobs() -> None:
     """Redraws itself while work runs; the full rerun that ends it leaves the fragment out, so ticking stops."""
+    libraries.are_ready()
     active = [shown for shown in jobs.views() if shown.active]
     watched: set[str] = st.session_state.setdefault("frame.watched", set())
     ended = watched - {shown.id for shown in active}

@@ -1,11 +1,12 @@
 """The loaded base models of the server and the browser sessions that use them."""
 
-import gc
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from dashboard import garbage
 
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
@@ -49,6 +50,7 @@ class ModelHolder:
                 self.release_gone()
                 loaded = loader()
                 entry = _Entry(loaded)
+                garbage.collect_all()
             with self._lock:
                 self._entries[key] = entry
                 entry.users.add(owner)
@@ -100,7 +102,7 @@ class ModelHolder:
         with self._lock:
             unused = [key for key, entry in self._entries.items() if not entry.users]
             models = [self._entries.pop(key).model for key in unused]
-        for model in models:
-            model.unload()
-        if models:
-            gc.collect()
+        while models:
+            models.pop().unload()
+        if unused:
+            garbage.collect_all()

@@ -1,8 +1,5 @@
 """Will it fit? The memory of a model that is not loaded yet, without fetching anything."""
 
-import importlib
-import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,27 +10,6 @@ from nmke.progress import Silent
 
 if TYPE_CHECKING:
     from nmke.memory import MemoryEstimate
-
-_ENGINE = "nmke.loading"
-_LIBRARIES = (_ENGINE, "nmke.session", "transformers.models.auto", "transformer_lens.model_bridge")
-
-
-@st.cache_resource(show_spinner=False)
-def warm_up() -> threading.Thread:
-    """Import torch and TransformerLens beside the first page, which would otherwise wait seconds for them."""
-    thread = threading.Thread(target=_import_libraries, name="warm-up", daemon=True)
-    thread.start()
-    return thread
-
-
-def _import_libraries() -> None:
-    for name in _LIBRARIES:
-        importlib.import_module(name)
-
-
-def is_warm() -> bool:
-    """Whether the libraries are there (or could not be imported, which loading then reports)."""
-    return not warm_up().is_alive() or _ENGINE in sys.modules and hasattr(sys.modules[_ENGINE], "load_model")
 
 
 @st.cache_data(show_spinner=False, ttl=10, max_entries=50)

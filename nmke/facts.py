@@ -218,10 +218,12 @@ def _checked(value: object, field: str) -> str:
         raise FactError(f"The {field} is {_kind(value)}.", "Give it as text.", field)
     if "\0" in value:
         raise FactError(f"The {field} contains a NUL character.", "Remove it.", field)
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    try:
+        value.encode()
+    except UnicodeEncodeError:
         raise FactError(
             f"The {field} contains half a character (a lone surrogate).", "Type that character again.", field
-        )
+        ) from None
     return value.strip()
 
 
@@ -268,7 +270,9 @@ def _place_subject(prompt: str, subject: str) -> tuple[str, int]:
             f"Keep {PLACE} where the subject that is meant stands and write the others out.",
             "prompt",
         )
-    found = [i for i in range(len(prompt) - len(subject) + 1) if prompt.startswith(subject, i)]
+    found: list[int] = []
+    while (at := prompt.find(subject, found[-1] + 1 if found else 0)) >= 0:
+        found.append(at)
     if not found:
         raise FactError(
             f"The subject {subject!r} does not occur in the prompt.", _absent(prompt, subject), "subject"

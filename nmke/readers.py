@@ -12,6 +12,7 @@ import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def read_facts(
     else:
         _refuse_json_scalar(text, label)
         container, rows = table_rows(text, label)
-    return _collect(list(rows), container, label, limit, zsre_target)
+    return _collect(rows, container, label, limit, zsre_target)
 
 
 def facts_to_jsonl(facts: Iterable[Fact]) -> str:
@@ -95,28 +96,30 @@ def facts_to_jsonl(facts: Iterable[Fact]) -> str:
     return "".join(json.dumps(fact.to_dict(), ensure_ascii=False) + "\n" for fact in facts)
 
 
-Rows = Iterable[tuple[int, Mapping[str, Any] | FactError]]
+Row = tuple[int, Mapping[str, Any] | FactError]
 
 
 def _collect(
-    rows: list[tuple[int, Mapping[str, Any] | FactError]],
-    container: str,
-    label: str,
-    limit: int | None,
-    zsre_target: ZsreTarget,
+    rows: Iterable[Row], container: str, label: str, limit: int | None, zsre_target: ZsreTarget
 ) -> FactTable:
-    records = [(number, row, None if isinstance(row, FactError) else form_of(row)) for number, row in rows]
-    first = next((form for _, _, form in records if form is not None), None)
+    rows = iter(rows)
+    # Rows before the first fact wait until it tells what the file is.
+    waiting: list[Row] = []
+    first = None
+    for number, row in rows:
+        waiting.append((number, row))
+        first = None if isinstance(row, FactError) else form_of(row)
+        if first is not None:
+            break
     if first is None:
-        raise _no_facts(rows, label)
+        raise _no_facts(waiting, label)
     facts: list[Fact] = []
     problems: list[RowProblem] = []
     forms: dict[str, None] = {}
     unused: dict[str, None] = {}
-    for number, row, own in records:
-        if limit is not None and len(facts) >= limit:
-            break
-        # A row that has no form of its own lacks a field: read like its neighbours, it says which one.
+    for number, row in chain(waiting, rows):
+        own = None if isinstance(row, FactError) else form_of(row)
+        # A row that has no form of its own lacks a field: read like the first, it says which one.
         form = own or first
         try:
             if isinstance(row, FactError):
@@ -129,6 +132,8 @@ def _collect(
         if own is not None and not isinstance(row, FactError):
             forms[own.title] = None
             unused.update(dict.fromkeys(key for key in row if not own.known(key)))
+        if limit is not None and len(facts) >= limit:
+            break
     return FactTable(tuple(facts), tuple(problems), _describe(forms, container, unused, zsre_target))
 
 
@@ -150,7 +155,7 @@ def _describe(forms: Iterable[str], container: str, unused: Iterable[str], zsre_
     return text
 
 
-def _no_facts(rows: list[tuple[int, Mapping[str, Any] | FactError]], label: str) -> FactError:
+def _no_facts(rows: list[Row], label: str) -> FactError:
     for _, row in rows:
         if not isinstance(row, FactError):
             keys = ", ".join(list(map(str, row))[:6]) or "nothing"
@@ -209,14 +214,14 @@ def _refuse_json_scalar(text: str, label: str) -> None:
     raise FactError(f"{label} is JSON, but not facts: it is one {type(value).__name__}.", _FORMS_HELP)
 
 
-def _json_rows(text: str, label: str) -> tuple[str, Rows]:
+def _json_rows(text: str, label: str) -> tuple[str, Iterable[Row]]:
     try:
         document = json.loads(text)
     except RecursionError:
         raise FactError(f"{label} is JSON nested too deep to be facts.", _FORMS_HELP) from None
     except ValueError as error:
-        if text.lstrip().startswith("{") and (rows := _json_lines(text)):
-            return "JSON Lines", rows
+        if text.lstrip().startswith("{") and any(isinstance(row, dict) for _, row in _json_lines(text)):
+            return "JSON Lines", _json_lines(text)
         raise FactError(
             f"{label} is broken JSON: {error}.", "Repair it there, or save the file again."
         ) from None
@@ -228,18 +233,15 @@ def _json_rows(text: str, label: str) -> tuple[str, Rows]:
     return "JSON object", _unwrapped(document, label)
 
 
-def _json_lines(text: str) -> list[tuple[int, Mapping[str, Any] | FactError]]:
-    """The lines of JSON Lines, or nothing when no line is an object."""
-    rows: list[tuple[int, Mapping[str, Any] | FactError]] = []
+def _json_lines(text: str) -> Iterator[Row]:
     # Not splitlines(): JSON may hold U+2028 and its like inside a text.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append((number, _object(json.loads(line))))
+            yield number, _object(json.loads(line))
         except (ValueError, RecursionError) as error:
-            rows.append((number, FactError(f"The line is not JSON: {error}.", "Repair or remove the line.")))
-    return rows if any(not isinstance(row, FactError) for _, row in rows) else []
+            yield number, FactError(f"The line is not JSON: {error}.", "Repair or remove the line.")
 
 
 def _object(value: object) -> Mapping[str, Any] | FactError:
@@ -248,11 +250,11 @@ def _object(value: object) -> Mapping[str, Any] | FactError:
     return FactError(f"The row is a {type(value).__name__}, not an object.", "Write it as an object.")
 
 
-def _elements(values: Iterable[object]) -> Iterator[tuple[int, Mapping[str, Any] | FactError]]:
+def _elements(values: Iterable[object]) -> Iterator[Row]:
     return ((number, _object(value)) for number, value in enumerate(values, start=1))
 
 
-def _unwrapped(document: dict[str, Any], label: str) -> Rows:
+def _unwrapped(document: dict[str, Any], label: str) -> Iterable[Row]:
     """The records inside an object: under its only list of objects, or as its values."""
     lists = {
         key: value

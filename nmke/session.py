@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -94,7 +96,7 @@ class EditSession:
 
     def history_keys(self, layer: int) -> Float[Tensor, "d_mlp past"]:
         """``K_p``: the keys of all edits in force, in order."""
-        kept = [edit.keys[layer] for edit in self._edits if layer in edit.keys]
+        kept = [edit.keys[layer].to(self.model.device) for edit in self._edits if layer in edit.keys]
         if not kept:
             return torch.zeros(self.model.d_mlp, 0, device=self.model.device)
         return torch.cat(kept, dim=1)
@@ -175,6 +177,33 @@ class EditSession:
             self._redo.clear()
             del self._digests[1:]
             self._versions = {0: _Version()}
+
+    def save(self, folder: Path) -> Path:
+        """Write the edits in force to a folder; see :func:`nmke.bundle.save_session`."""
+        from nmke.bundle import save_session  # bundles are made of sessions, so they import this module
+
+        return save_session(self, folder)
+
+    @classmethod
+    def load(cls, model: EditableModel, folder: Path) -> "EditSession":
+        """A session with a bundle's edits applied; see :func:`nmke.bundle.load_session`."""
+        from nmke.bundle import load_session
+
+        return load_session(model, folder)[0]
+
+    def history(self) -> list[dict[str, Any]]:
+        """One row per edit, the oldest first, undone ones last: version, method, facts, seconds, in force."""
+        rows = [*self._edits, *self.redoable]
+        return [
+            {
+                "version": number,
+                "method": edit.method,
+                "facts": [f"{fact.prompt} {fact.target_new}" for fact in edit.facts],
+                "seconds": edit.seconds.get("total"),
+                "in_force": number <= self.version,
+            }
+            for number, edit in enumerate(rows, 1)
+        ]
 
     def verify_undo(self) -> bool:
         """Undo everything, compare every down projection with the loaded one bit by bit, and redo everything."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from dashboard import engine, frame, jobs, memory_bar, preview, state
+from dashboard import engine, frame, jobs, libraries, memory_bar, preview, state
 from nmke.errors import NmkeError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def choose() -> engine.ModelKey | None:
 
 def show_memory(key: engine.ModelKey) -> bool:
     """Memory needed against free; False when it cannot fit."""
-    if not preview.is_warm():
+    if not libraries.are_ready():
         wait_for_libraries()
         return True
     try:
@@ -89,7 +89,7 @@ def show_memory(key: engine.ModelKey) -> bool:
 @st.fragment(run_every=0.5)
 def wait_for_libraries() -> None:
     """The first seconds after the server started: the page is there, the libraries are still read."""
-    if preview.is_warm():
+    if libraries.are_ready():
         st.rerun()
     st.caption("Getting the libraries ready; in a few seconds the memory this model needs stands here.")
 
