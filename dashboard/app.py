@@ -7,12 +7,11 @@ import streamlit as st
 
 from dashboard import engine, frame
 
-st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide")
+st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide", initial_sidebar_state=260)
 pages = [st.Page(file, title=title, url_path=key) for key, (file, title) in frame.PAGES.items()]
 chosen = st.navigation(pages)
 frame.style()
 engine.begin_run()
 frame.sidebar()
-frame.flashes()
-with frame.guard("Showing this page"):
+with frame.flashes(), frame.guard("Showing this page"):
     chosen.run()

@@ -89,8 +89,10 @@ def undo() -> None:
     if engine.undo():
         session = engine.current_session()
         version = 0 if session is None else session.version
-        what = "the model as it was loaded" if version == 0 else f"version {version} as it was"
-        state.get().flash("success", f"Undone, bit-exact: compared bit by bit, the weights are {what}.")
+        what = "the loaded model" if version == 0 else f"version {version}"
+        state.get().flash(
+            "success", f"Undone, bit-exact: the weights were compared and are those of {what} in every bit."
+        )
 
 
 def redo() -> None:

@@ -41,8 +41,9 @@ def facts(session: "EditSession", measured: Measured | None) -> None:
 
 def _no_measures(session: "EditSession") -> None:
     if jobs.running("edit") or jobs.running(MEASURE):
-        st.info("The answers appear here when the work is done.")
-        frame.progress_here(MEASURE)
+        st.info(
+            "The answers appear here when the work is done; the sidebar shows its progress and can cancel it."
+        )
     elif session.version == 0:
         st.info(
             "No edit is in force. Choose facts on the left and press Apply: each fact then shows its probability, its "
@@ -159,8 +160,8 @@ def _changes(measured: Measured) -> None:
     st.plotly_chart(figure, key="edit.layer_changes", config=charts.CONFIG, alt="Neurons changed per layer")
     st.caption(
         f"{int(table['neurons'].sum()):,} neurons and {int(table['parameters'].sum()):,} parameters changed. Later "
-        "layers usually move more, because they make up for what the mask left out; a change above a few percent of "
-        "the matrix would be surprising."
+        "layers usually move more, because they make up for what the mask left out; a change above a tenth of the "
+        "matrix's norm would be surprising."
     )
     st.dataframe(
         table,

@@ -84,7 +84,6 @@ def _form_side(model: "LoadedModel", facts: tuple[Fact, ...]) -> None:
             st.rerun()
     if not busy and ready:
         st.caption(_estimate(len(chosen)))
-    frame.progress_here(PURPOSE)
 
 
 def _choose_facts(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import jobs, rows, state
 from nmke.examples import builtin_facts
@@ -77,13 +76,15 @@ def edit(columns: Mapping[str, Any]) -> tuple[rows.Problem, ...]:
         frame,
         key=key,
         num_rows="dynamic",
+        hide_index=False,
+        placeholder=" ",
         column_order=_SHOWN,
         column_config=dict(columns),
-        height=_ROW_HEIGHT * (min(max(len(base), 2), 6) + 2) + 3,
+        height=_ROW_HEIGHT * (min(max(len(base), 2), 5) + 2) + 3,
         row_height=_ROW_HEIGHT,
         width="stretch",
     )
-    now: list[rows.Row] = edited.to_dict("records")
+    now: list[rows.Row] = [dict(zip(rows.COLUMNS, cells, strict=True)) for cells in edited.to_numpy()]
     mine.settings[_ROWS] = [row for row in now if not rows.is_empty(row)]
     facts, problems = rows.read_rows(now)
     mine.set_facts(facts)
@@ -104,7 +105,13 @@ def pick_examples() -> tuple[Fact, ...]:
         help="Which kinds of facts to take; all when nothing is chosen.",
     )
     count = st.number_input(
-        "How many", 1, len(every), 6, key="facts.count", persist_state="session", help="Taken from every relation."
+        "How many",
+        1,
+        len(every),
+        6,
+        key="facts.count",
+        persist_state="session",
+        help="Taken from every relation.",
     )
     return take_turns([fact for fact in every if not wanted or fact.relation in wanted], int(count))
 
@@ -112,7 +119,7 @@ def pick_examples() -> tuple[Fact, ...]:
 def take_turns(facts: Sequence[Fact], count: int) -> tuple[Fact, ...]:
     """The first ``count`` facts, one relation after the other, so that few facts still cover many relations."""
     places: dict[str, int] = {}
-    ranked = []
+    ranked: list[tuple[int, int, Fact]] = []
     for fact in facts:
         places[fact.relation] = places.get(fact.relation, 0) + 1
         ranked.append((places[fact.relation], len(ranked), fact))
@@ -123,7 +130,13 @@ def upload() -> None:
     """Controls that read a file as a job."""
     mine = state.get()
     limit = st.number_input(
-        "Read at most", 1, 100_000, 200, key="facts.limit", persist_state="session", help="Facts taken from the file."
+        "Read at most",
+        1,
+        100_000,
+        200,
+        key="facts.limit",
+        persist_state="session",
+        help="Facts taken from the file.",
     )
     given = st.file_uploader(
         "CSV, JSON or JSONL",
@@ -161,34 +174,39 @@ def take_upload() -> str | None:
 
 def show_report() -> None:
     """What the last file gave: how many facts, and each bad row with its remedy."""
-    report: Report | None = state.get().settings.get(_REPORT)
+    mine = state.get()
+    report: Report | None = mine.settings.get(_REPORT)
     if report is None:
         return
     facts = "1 fact" if report.added == 1 else f"{report.added} facts"
     if not report.problems:
-        st.success(f"{facts} added from {report.name}.")
+        st.toast(f"{facts} added from {report.name}.")
+        del mine.settings[_REPORT]
         return
     bad = "1 row" if len(report.problems) == 1 else f"{len(report.problems)} rows"
     st.warning(f"{facts} added from {report.name}; {bad} could not be used:")
-    show_problems(report.problems)
+    show_problems([(item.row, item.field, item.problem, item.remedy) for item in report.problems])
+    if st.button("Close this list", key="facts.close"):
+        del mine.settings[_REPORT]
+        st.rerun()
 
 
-def show_problems(problems: Sequence[RowProblem] | Sequence[rows.Problem]) -> None:
-    """Bad rows as a table: row, field, problem, remedy."""
-    listed = [(item.row, item.field, item.problem, item.remedy) for item in problems]
+def show_problems(listed: Sequence[tuple[int, str, str, str]]) -> None:
+    """Bad rows as a table: row, column, problem, remedy."""
     st.dataframe(
         pd.DataFrame(listed, columns=["Row", "Column", "Problem", "What to do"]),
         hide_index=True,
         width="stretch",
+        column_config={"Row": st.column_config.NumberColumn(width=60)},
         height=min(_ROW_HEIGHT * (len(listed) + 1) + 3, 180),
     )
 
 
-def download(place: DeltaGenerator, label: str, ending: str, mime: str) -> None:
+def download(label: str, ending: str, mime: str) -> None:
     """A button that saves the good rows."""
     facts = state.get().facts
     write = facts_to_csv if ending == "csv" else facts_to_jsonl
-    place.download_button(
+    st.download_button(
         label,
         write(facts) if facts else "",
         file_name=f"facts.{ending}",
@@ -197,6 +215,5 @@ def download(place: DeltaGenerator, label: str, ending: str, mime: str) -> None:
         disabled=not facts,
         icon=":material/download:",
         on_click="ignore",
-        width="stretch",
         help=f"Save the facts as {label}.",
     )

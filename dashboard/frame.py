@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from dashboard import engine, jobs, libraries, state
-from nmke.errors import NmkeError
 
 if TYPE_CHECKING:
     from nmke.facts import Fact
@@ -26,7 +25,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
 
 def style() -> None:
     """Less empty space above the page, so that its first screen needs no scrolling."""
-    st.html("<style>.stMainBlockContainer{padding-top:3rem;padding-bottom:3rem}</style>")
+    st.html("<style>.stMainBlockContainer{padding:2.2rem 2.5rem 2rem}</style>")
 
 
 def question(text: str, more: str = "") -> None:
@@ -147,7 +146,7 @@ def _model_box() -> None:
         return
     st.markdown(f"**{_plain(model.name)}**")
     lines = [
-        f"{say_count(model.n_parameters)} parameters, {model.n_layers} × {model.d_mlp:,} neurons",
+        f"{say_count(model.n_parameters)}, {model.n_layers} × {model.d_mlp:,} neurons",
         f"{model.device}, {model.dtype}, {say_bytes(model.memory.weights)}",
     ]
     st.caption("  \n".join(lines))
@@ -162,7 +161,9 @@ def _edit_box() -> None:
     if last == 0:
         return
     left, right = st.columns(2)
-    if left.button("Undo", key="frame.undo", disabled=session.version == 0, icon=":material/undo:", width="stretch"):
+    if left.button(
+        "Undo", key="frame.undo", disabled=session.version == 0, icon=":material/undo:", width="stretch"
+    ):
         engine.undo()
         st.rerun()
     nothing = session.version == last
@@ -171,10 +172,15 @@ def _edit_box() -> None:
         st.rerun()
 
 
-def flashes() -> None:
-    """The sentences waiting from the last run."""
-    for kind, text in state.get().take_flashes():
+@contextmanager
+def flashes() -> Iterator[None]:
+    """Show the waiting sentences above the block; they are forgotten when it ran to its end without a rerun."""
+    mine = state.get()
+    shown = len(mine.flashes)
+    for kind, text in mine.flashes:
         {"success": st.success, "info": st.info, "warning": st.warning, "error": st.error}[kind](_plain(text))
+    yield
+    del mine.flashes[:shown]
 
 
 def say_bytes(size: float) -> str:

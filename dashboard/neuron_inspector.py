@@ -185,7 +185,6 @@ def _offer_statistics(model: "LoadedModel", layer: int) -> None:
     config, layers = _settings(model, layer)
     if jobs.running(PURPOSE):
         st.caption("The statistics are being collected; the passages appear here when that is done.")
-        frame.progress_here(PURPOSE)
         return
     st.caption(f"The statistics text has not been read for layer {layer} yet.")
     seconds = config.tokens * model.n_parameters / (8e12 if not model.device.startswith("cpu") else 3.5e10)
@@ -222,10 +221,9 @@ def _take_statistics() -> None:
     if outcome is None:
         return
     state.get().settings.pop("neurons.statistics", None)
-    if outcome.state is jobs.JobState.FAILED:
-        frame.show_error(outcome.error)
-    elif outcome.state == jobs.JobState.CANCELLED:
-        st.info(outcome.error)
+    if outcome.state != jobs.JobState.DONE:
+        state.get().flash("info" if outcome.state == jobs.JobState.CANCELLED else "error", outcome.error)
+        st.rerun()
 
 
 def _statistics(model: "LoadedModel", layer: int) -> "Statistics | None":

@@ -197,7 +197,6 @@ def _find_button(model: "LoadedModel", asked: Origin | None) -> None:
             f"{prompts} prompts × {len(asked.layers)} layers: {say_estimate(seconds)}"
             f"{' (measured here)' if measured else ''}."
         )
-    frame.progress_here(PURPOSE)
 
 
 def _estimate(model: "LoadedModel", asked: Origin) -> tuple[float, bool]:
@@ -252,10 +251,9 @@ def _take_result() -> None:
         return
     if outcome.state == jobs.JobState.DONE:
         state.get().settings["neurons.found"] = outcome.value
-    elif outcome.state == jobs.JobState.CANCELLED:
-        st.info(outcome.error)
     else:
-        frame.show_error(outcome.error)
+        state.get().flash("info" if outcome.state == jobs.JobState.CANCELLED else "error", outcome.error)
+        st.rerun()
 
 
 def _mask_settings() -> "MaskConfig | None":
@@ -276,7 +274,9 @@ def _mask_settings() -> "MaskConfig | None":
 
 def _invite(asked: Origin | None) -> None:
     if jobs.running(PURPOSE):
-        st.info("The neurons are being scored; the map appears here when that is done.")
+        st.info(
+            "The neurons are being scored; the map appears here when that is done. The sidebar shows the progress."
+        )
     elif asked is not None:
         st.info(
             "Nothing is scored yet. Press “Find the neurons”: every neuron of the chosen layers is then scored on "
@@ -348,7 +348,9 @@ def _clickable(figure: Any, key: str, alt: str) -> None:
 
 def _legend(masks: "dict[int, LayerMask]") -> None:
     """The four kinds, their colours and how many neurons each has in all layers."""
-    totals = np.sum([np.bincount(as_array(mask.kinds), minlength=len(KINDS)) for mask in masks.values()], axis=0)
+    totals = np.sum(
+        [np.bincount(as_array(mask.kinds), minlength=len(KINDS)) for mask in masks.values()], axis=0
+    )
     square = "display:inline-block;width:0.8em;height:0.8em;border-radius:2px;margin-right:0.4em"
     chips = "".join(
         f"<span style='white-space:nowrap'><span style='{square};background:{charts.KIND_COLOURS[kind]}'></span>"

@@ -35,7 +35,9 @@ def memory_of(key: ModelKey) -> "MemoryEstimate | str":
 
 def is_hub_id(spec: str) -> bool:
     """Whether the words could be a hub id and nothing of that name lies here."""
-    return not Path(spec).expanduser().exists() and not spec.startswith((".", "/", "~")) and spec.count("/") < 2
+    return (
+        not Path(spec).expanduser().exists() and not spec.startswith((".", "/", "~")) and spec.count("/") < 2
+    )
 
 
 def _estimate(key: ModelKey) -> "MemoryEstimate":

@@ -43,7 +43,9 @@ def to_row(fact: Fact) -> Row:
         "target_new": fact.target_new,
         "target_true": fact.target_true,
         "paraphrases": list(fact.paraphrases),
-        "neighborhood": [f"{n.prompt} {ARROW} {n.answer}" if n.answer else n.prompt for n in fact.neighborhood],
+        "neighborhood": [
+            f"{n.prompt} {ARROW} {n.answer}" if n.answer else n.prompt for n in fact.neighborhood
+        ],
         "relation": fact.relation,
         "case_id": fact.case_id,
     }
@@ -55,7 +57,7 @@ def to_fact(row: Mapping[str, Any]) -> Fact:
     Raises:
         FactError: naming the column, its problem and the remedy.
     """
-    texts = {name: _text(row.get(name)) for name in COLUMNS if name not in LISTS}
+    texts: dict[str, Any] = {name: _text(row.get(name)) for name in COLUMNS if name not in LISTS}
     return Fact(
         **texts,
         paraphrases=tuple(text for text in _texts(row.get("paraphrases")) if not is_blank(text)),

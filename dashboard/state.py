@@ -46,13 +46,8 @@ class AppState:
         self.fact_index = index
 
     def flash(self, kind: FlashKind, text: str) -> None:
-        """Say something once, at the top of the next full run."""
+        """Say something once, at the top of the next run that is not cut short by another."""
         self.flashes.append((kind, text))
-
-    def take_flashes(self) -> list[tuple[FlashKind, str]]:
-        """The waiting sentences, once."""
-        waiting, self.flashes = self.flashes, []
-        return waiting
 
 
 def get() -> AppState:

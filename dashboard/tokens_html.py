@@ -30,7 +30,9 @@ def token_strip(
 ) -> str:
     """Tokens in a row; ``marks`` gives an index its style: subject, target or true."""
     marks, titles = marks or {}, titles or {}
-    chips = [_chip(token, _STYLES[marks.get(i, "plain")], titles.get(i, "")) for i, token in enumerate(tokens)]
+    chips = [
+        _chip(token, _STYLES[marks.get(i, "plain")], titles.get(i, "")) for i, token in enumerate(tokens)
+    ]
     return f"<div dir='ltr' style='line-height:2'>{''.join(chips)}</div>"
 
 
@@ -54,8 +56,10 @@ def answer(prompt: str, continuation: str) -> str:
 
 def legend(*styles: tuple[str, str]) -> str:
     """Small chips saying what the marks mean: pairs of style and words."""
-    chips = [f"<span style=\"{_CHIP}{_STYLES[style]}font-size:0.75rem\">{html.escape(words)}</span>"
-             for style, words in styles]
+    small = "white-space:normal;font-size:0.75rem;font-family:inherit;font-weight:400"
+    chips = [
+        f'<span style="{_CHIP}{_STYLES[style]}{small}">{html.escape(words)}</span>' for style, words in styles
+    ]
     return f"<div>{' '.join(chips)}</div>"
 
 

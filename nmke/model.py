@@ -5,16 +5,18 @@ are never written: :meth:`EditableModel.weights_in` puts other tensors in their 
 takes them out again, so that sessions sharing one model never see each other's edits.
 """
 
+import copy
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nmke.errors import ModelError
@@ -38,6 +40,19 @@ _HOOKS: Mapping[str, str] = {
     MLP_OUT: "blocks.{}.hook_mlp_out",
 }
 _FINAL = "ln_final.hook_out"
+
+
+@dataclass(frozen=True)
+class Past:
+    """Every layer's keys and values for tokens in front of a batch, padded on the left.
+
+    Attributes:
+        cache: the Hugging Face cache object; never extended, each run extends a copy.
+        mask: 1 on its real tokens [prompt, position].
+    """
+
+    cache: Any
+    mask: Int[Tensor, "prompt position"]
 
 
 class EditableModel:
@@ -182,6 +197,7 @@ class EditableModel:
         *,
         stop_after: int | None = None,
         hooks: Mapping[Site, SiteHook] | None = None,
+        past: "Past | None" = None,
     ) -> dict[Site, Tensor]:
         """Run the model and return the values at ``sites``.
 
@@ -191,6 +207,7 @@ class EditableModel:
                 ``("final", -1)`` is the output of the final norm: what the unembedding reads.
             stop_after: stop once this layer is done.
             hooks: functions that may replace the value at a site.
+            past: keys and values of tokens in front of the batch, from :meth:`remember`.
         """
         kept: dict[Site, Tensor] = {}
         wanted = self._sites_to_hook(sites)
@@ -201,14 +218,28 @@ class EditableModel:
             moved = batch.to(self.bridge.cfg.device)
             with self.bridge.hooks(fwd_hooks=fwd):
                 # One position of logits is the least the head can be asked for; readers use ("final", -1).
-                self.bridge(
-                    moved.ids,
-                    attention_mask=moved.mask,
-                    stop_at_layer=stop,
-                    logits_to_keep=1,
-                    use_cache=False,
-                )
+                self.bridge(moved.ids, stop_at_layer=stop, logits_to_keep=1, **_attention(moved, past))
         return {site: self._value(kept, site) for site in sites}
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> "Past":
+        """Run tokens once and keep every layer's keys and values, for batches that go on after them.
+
+        Rows are padded on the left here, so that what follows stands beside their last real token.
+        """
+        left = batch.left_padded(pad_id(self.tokenizer))
+        with self.lock:
+            moved = left.to(self.bridge.cfg.device)
+            positions = (moved.mask.cumsum(1) - 1).clamp_min(0)
+            _, cache = self.bridge(
+                moved.ids,
+                attention_mask=moved.mask,
+                position_ids=positions,
+                logits_to_keep=1,
+                use_cache=True,
+                return_type="logits_and_cache",
+            )
+        return Past(cache, left.mask)
 
     def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """The unembedding of final-norm outputs, as float32."""
@@ -263,6 +294,18 @@ class EditableModel:
         if kind == RESID_MID and not self.has_resid_mid:
             return kept[(RESID_POST, layer)] - kept[(MLP_OUT, layer)]
         return kept[site]
+
+
+def _attention(batch: Batch, past: Past | None) -> dict[str, Any]:
+    """What attention is told: which tokens are real, where they stand, and what came before."""
+    if past is None:
+        return {"attention_mask": batch.mask, "use_cache": False}
+    before = past.mask.to(batch.mask.device)
+    return {
+        "attention_mask": torch.cat([before, batch.mask], dim=1),
+        "position_ids": before.sum(1, keepdim=True) + torch.arange(batch.ids.shape[1], device=before.device),
+        "past_key_values": copy.deepcopy(past.cache),
+    }
 
 
 def _keeping(kept: dict[Site, Tensor], site: Site) -> Callable[..., None]:

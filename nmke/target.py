@@ -8,6 +8,9 @@ minimises (ROME, section 3.2; MEMIT, section 4.2; with AlphaEdit's settings)::
     + weight_decay * |delta| / |h|^2
 
 by Adam, after each step clamped to ``|delta| <= clamp_norm_factor * |h|``.
+
+All steps share what lies before the subject's last token, so its keys and values are computed once and each step runs
+only the tokens from there on; ``reuse_prefix=False`` runs whole prompts in each step and is the plain twin.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from torch import Tensor
 from nmke.config import Config
 from nmke.errors import EditError
 from nmke.facts import Fact
-from nmke.model import RESID_POST, EditableModel
+from nmke.model import RESID_POST, EditableModel, Past
 from nmke.progress import Progress, Silent
 from nmke.tokens import (
     Batch,
@@ -87,8 +90,12 @@ def optimise_target(
     templates: Sequence[str],
     config: TargetConfig | None = None,
     progress: Progress | None = None,
+    reuse_prefix: bool = True,
 ) -> Target:
     """Find z for one fact, with whatever weights are active.
+
+    Args:
+        reuse_prefix: compute what lies before the subject's last token once; the result is the same up to rounding.
 
     Raises:
         EditError: when the loss stops being finite.
@@ -97,6 +104,9 @@ def optimise_target(
     config, progress = config or TargetConfig(), progress or Silent()
     problem = _pose(model, fact, templates)
     start = _resid_at_subject(model, problem, layer)
+    past = None
+    if reuse_prefix and int(problem.subject.max()) > 0:
+        problem, past = _split(model, problem)
     delta = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     essence: Tensor | None = None
@@ -104,7 +114,7 @@ def optimise_target(
     for step in range(config.steps):
         progress.update("optimising z", step, config.steps, fact.subject)
         with torch.enable_grad():
-            log_p, now = _forward(model, problem, layer, delta)
+            log_p, now = _forward(model, problem, past, layer, delta)
             essence = now.detach() if essence is None else essence
             per_context = -log_p.mean(1)
             terms = (per_context.mean(), _kl(essence, now, config.kl_factor), _decay(delta, start, config.weight_decay))
@@ -148,6 +158,17 @@ def _pose(model: EditableModel, fact: Fact, templates: Sequence[str]) -> _Proble
     )
 
 
+def _split(model: EditableModel, problem: _Problem) -> tuple[_Problem, Past]:
+    """Remember every row up to the subject's last token; what is left starts at that token."""
+    fill = pad_id(model.tokenizer)
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(problem.batch.ids, problem.batch.mask, strict=True)]
+    cuts = problem.subject.tolist()
+    past = model.remember(pad([row[:cut] for row, cut in zip(rows, cuts, strict=True)], fill))
+    rest = pad([row[cut:] for row, cut in zip(rows, cuts, strict=True)], fill)
+    places = problem.answer_places - problem.subject[:-1, None]
+    return _Problem(rest, torch.zeros_like(problem.subject), problem.answer_rows, places, problem.answer), past
+
+
 @torch.no_grad()
 def _resid_at_subject(model: EditableModel, problem: _Problem, layer: int) -> Float[Tensor, " d_model"]:
     site = (RESID_POST, layer)
@@ -155,7 +176,7 @@ def _resid_at_subject(model: EditableModel, problem: _Problem, layer: int) -> Fl
 
 
 def _forward(
-    model: EditableModel, problem: _Problem, layer: int, delta: Float[Tensor, " d_model"]
+    model: EditableModel, problem: _Problem, past: Past | None, layer: int, delta: Float[Tensor, " d_model"]
 ) -> tuple[Float[Tensor, "context token"], Float[Tensor, " d_vocab"]]:
     """Log-probabilities of the target's tokens, and the essence prompt's distribution, with delta added."""
     rows = torch.arange(len(problem.subject))
@@ -165,7 +186,8 @@ def _forward(
         added = delta.to(device=resid.device, dtype=resid.dtype).expand(len(rows), -1)
         return resid.index_put(places, added, accumulate=True)
 
-    final = model.run(problem.batch, [("final", -1)], hooks={(RESID_POST, layer): add_delta})[("final", -1)]
+    hooks = {(RESID_POST, layer): add_delta}
+    final = model.run(problem.batch, [("final", -1)], hooks=hooks, past=past)[("final", -1)]
     log_p = model.logits(final[problem.answer_rows, problem.answer_places]).log_softmax(-1)
     index = problem.answer.to(log_p.device).expand(len(log_p), -1)[..., None]
     essence = model.logits(final[-1, problem.subject[-1]]).log_softmax(-1)

@@ -26,10 +26,13 @@ COLUMN_HELP = {
         "Present answer", help="What is said before the edit (target_true); may stay empty."
     ),
     "paraphrases": st.column_config.ListColumn(
-        "Paraphrases", help="The same question in other words; measures whether the edit generalises."
+        "Paraphrases",
+        width="medium",
+        help="The same question in other words; measures whether the edit generalises.",
     ),
     "neighborhood": st.column_config.ListColumn(
         "Neighbours",
+        width="medium",
         help=f"Prompts about other subjects that must keep their answer, written as: prompt {rows.ARROW} answer.",
     ),
     "relation": st.column_config.TextColumn("Relation", help="A name for grouping; may stay empty."),
@@ -38,25 +41,28 @@ COLUMN_HELP = {
 
 def show_bar() -> None:
     """Ways in and out: examples, upload, download, clear."""
-    examples, choose, upload, csv, jsonl, clear = st.columns([1.3, 1, 1, 1, 1, 0.8])
-    with choose.popover("Choose examples", width="stretch"):
-        picked = facts_table.pick_examples()
-    if examples.button(
+    with st.container(horizontal=True):
+        # the choice is drawn after the button that names how many were chosen
+        add_here = st.empty()
+        with st.popover("Choose examples"):
+            picked = facts_table.pick_examples()
+        with st.popover("Upload a file"):
+            facts_table.upload()
+        facts_table.download("CSV", "csv", "text/csv")
+        facts_table.download("JSONL", "jsonl", "application/x-ndjson")
+        if st.button(
+            "Clear", key="facts.clear", disabled=not facts_table.any_rows(), help="Empty the table."
+        ):
+            facts_table.replace(())
+            st.rerun()
+    if add_here.button(
         f"Add {len(picked)} example{'s' if len(picked) != 1 else ''}",
-        type="primary" if not mine.facts else "secondary",
+        type="secondary" if mine.facts else "primary",
         key="facts.add",
         disabled=not picked,
-        width="stretch",
         help="Facts that come with the program, with paraphrases and neighbours.",
     ):
         facts_table.add(picked)
-        st.rerun()
-    with upload.popover("Upload a file", width="stretch"):
-        facts_table.upload()
-    facts_table.download(csv, "CSV", "csv", "text/csv")
-    facts_table.download(jsonl, "JSONL", "jsonl", "application/x-ndjson")
-    if clear.button("Clear", key="facts.clear", disabled=not facts_table.any_rows(), width="stretch"):
-        facts_table.replace(())
         st.rerun()
 
 
@@ -69,7 +75,7 @@ def show_table() -> None:
     kept = f"the other {len(mine.facts)} stay" if len(mine.facts) != 1 else "the other one stays"
     how_many = "1 row is not a fact yet" if len(problems) == 1 else f"{len(problems)} rows are not facts yet"
     st.warning(f"{how_many}; {kept}.")
-    facts_table.show_problems(problems)
+    facts_table.show_problems([(item.row, item.field, item.problem, item.remedy) for item in problems])
 
 
 def show_fact() -> None:
@@ -129,7 +135,7 @@ def show_answer(fact: Fact) -> None:
         frame.wait_until_free()
         return
     st.html(tokens_html.answer(fact.prompt, said[0]))
-    frame_of = pd.DataFrame([(tokens_html.visible(token), chance) for token, chance in likely])
+    frame_of = pd.DataFrame([(tokens_html.visible(token), 100 * chance) for token, chance in likely])
     frame_of.columns = pd.Index(["Next token", "Probability"])
     st.dataframe(
         frame_of,
@@ -137,9 +143,10 @@ def show_answer(fact: Fact) -> None:
         width="stretch",
         column_config={
             "Probability": st.column_config.ProgressColumn(
-                format="percent", min_value=0.0, max_value=1.0, color="#0072B2"
+                format="%.1f %%", min_value=0.0, max_value=100.0, color="#0072B2"
             )
         },
+        row_height=29,
     )
     if said[0].strip().startswith(fact.target_new):
         st.warning("The model says this already. Choose another new answer, or there is nothing to edit.")

@@ -1,14 +1,9 @@
 """Which model, and will it work here?"""
 
-from typing import TYPE_CHECKING
-
 import streamlit as st
 
-from dashboard import engine, frame, jobs, libraries, memory_bar, preview, state
+from dashboard import engine, frame, jobs, libraries, model_html, preview, state
 from nmke.errors import NmkeError
-
-if TYPE_CHECKING:
-    from nmke.conformance import Conformance
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -53,10 +48,10 @@ def choose() -> engine.ModelKey | None:
         "Edits are computed in float32 whatever this says.",
     )
     trust = st.toggle(
-        "Trust code that comes with the model, for this one load",
+        "Trust the model's own code",
         key="model.trust",
-        help="Off by default (trust_remote_code). Some hub models bring Python files that define their "
-        "architecture; turning this on runs them.",
+        help="Off by default, and on for one load only (trust_remote_code). Some hub models bring Python files "
+        "that define their architecture; turning this on runs them.",
     )
     if trust:
         st.warning(
@@ -80,7 +75,7 @@ def show_memory(key: engine.ModelKey) -> bool:
     if isinstance(needed, str):
         st.caption(needed)
         return True
-    st.html(memory_bar.draw(needed))
+    st.html(model_html.memory_bar(needed))
     if not needed.fits:
         st.error(needed.sentence)
     return needed.fits
@@ -103,7 +98,13 @@ def show_loader() -> None:
     if session is not None and session.version and not loading:
         st.caption("Loading another model ends this session's edits; save them on the Edit page first.")
     label = "Loading ..." if loading else "Load"
-    if st.button(label, type="primary", disabled=key is None or not fits or loading, key="model.load"):
+    first = engine.current_model() is None
+    if st.button(
+        label,
+        type="primary" if first else "secondary",
+        disabled=key is None or not fits or loading,
+        key="model.load",
+    ):
         assert key is not None
         engine.start_loading(key)
         # the trust was for this one load
@@ -127,24 +128,19 @@ def show_card() -> None:
         )
         return
     st.subheader(model.name, anchor=False)
-    for column, (label, value, tip) in zip(
-        [*st.columns(3), *st.columns(3)],
-        [
-            (
-                "Layers × neurons",
-                f"{model.n_layers} × {model.d_mlp:,}",
-                "Neurons: the MLP's hidden units per layer",
-            ),
-            ("Parameters", frame.say_count(model.n_parameters), f"{model.n_parameters:,} parameters"),
-            ("Vocabulary", f"{model.d_vocab:,}", "Number of tokens the model can say"),
-            ("Device", model.device, "Where the model computes"),
-            ("Number format", model.dtype, "How the weights are kept"),
-            ("Weights", frame.say_bytes(model.memory.weights), "Memory the weights take"),
-        ],
-        strict=True,
-    ):
-        column.metric(label, value, help=tip)
-    show_checks(model.conformance)
+    st.html(
+        model_html.card(
+            [
+                ("Layers × neurons", f"{model.n_layers} × {model.d_mlp:,}"),
+                ("Parameters", frame.say_count(model.n_parameters)),
+                ("Weights", frame.say_bytes(model.memory.weights)),
+                ("Device", model.device),
+                ("Number format", model.dtype),
+                ("Vocabulary", f"{model.d_vocab:,} tokens"),
+                ("Context", f"{model.context_length:,} tokens"),
+            ]
+        )
+    )
     left, right = st.columns(2)
     if left.button("Next: enter facts", type="primary", width="stretch", key="model.next"):
         st.switch_page(frame.PAGES["facts"][0])
@@ -158,16 +154,20 @@ def show_card() -> None:
         st.rerun()
 
 
-def show_checks(conformance: "Conformance") -> None:
-    """The conformance checks as a row of ticks."""
-    ticks = st.columns(len(conformance.checks))
-    for column, check in zip(ticks, conformance.checks, strict=True):
-        sign = ":green[:material/check_circle:]" if check.passed else ":red[:material/cancel:]"
-        column.markdown(f"{sign} {check.name}", help=check.detail)
+def show_checks() -> None:
+    """The conformance checks as a row of ticks, each with what was measured."""
+    model = engine.current_model()
+    if model is None:
+        return
+    conformance = model.conformance
     if conformance.passed:
         st.caption(conformance.sentence)
     else:
         st.error(conformance.sentence)
+    ticks = st.columns(len(conformance.checks), border=True)
+    for column, check in zip(ticks, conformance.checks, strict=True):
+        sign = ":green[:material/check_circle:]" if check.passed else ":red[:material/cancel:]"
+        column.markdown(f"{sign} :small[{check.name}]", help=check.detail)
 
 
 frame.question("Which model, and will it work here?")
@@ -176,3 +176,5 @@ with chooser, frame.guard("Choosing a model"):
     show_loader()
 with card, frame.guard("Showing the model"), st.container(border=True):
     show_card()
+with frame.guard("Showing the checks"):
+    show_checks()

@@ -1,14 +1,17 @@
 """The z optimisation against a plain loop over a plain model."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from nmke.errors import Cancelled, EditError
 from nmke.facts import Fact
-from nmke.loading import LoadedModel
+from nmke.loading import LoadedModel, load_model
 from nmke.progress import Progress
 from nmke.target import TargetConfig, optimise_target
 from nmke.tokens import encode, encode_continuation, find_subject_last
+from tests.tiny import make_tiny
 
 FACT = Fact("The capital of France is", "France", "the boat")
 TEMPLATES = ("{}", "Because the river. {}")
@@ -103,3 +106,24 @@ def test_cancelling_leaves_the_weights_alone(llama: LoadedModel) -> None:
         optimise_target(llama, FACT, LAYER, TEMPLATES, progress=Third())
     assert all(torch.equal(a, b) for a, b in zip(before, llama.bridge.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in llama.bridge.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gptneox", "qwen2", "mistral"])
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("The capital of France is", "France"),
+        ("I think that France and Italy, and the river, is", "France"),
+        ("I take", "I"),  # nothing lies before the subject, in the bare prompt and in the essence
+    ],
+)
+def test_reusing_the_prefix_gives_the_same_z_as_whole_prompts(
+    kind: str, prompt: str, subject: str, tmp_path: Path
+) -> None:
+    model = load_model(str(make_tiny(kind, tmp_path)), device="cpu")
+    fact = Fact(prompt, subject, "the boat")
+    config = TargetConfig.make(steps=5, stop_loss=0.0, learning_rate=0.02)
+    fast = optimise_target(model, fact, LAYER, TEMPLATES, config)
+    plain = optimise_target(model, fact, LAYER, TEMPLATES, config, reuse_prefix=False)
+    assert [loss[0] for loss in fast.losses] == pytest.approx([loss[0] for loss in plain.losses], abs=1e-4)
+    assert torch.allclose(fast.z, plain.z, atol=1e-3)

@@ -1,5 +1,7 @@
-"""Memory needed against free, as one bar."""
+"""The Model page's pictures: memory needed against free, and a loaded model's card."""
 
+import html
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dashboard.frame import say_bytes
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 _PARTS = (("weights", "#0072B2"), ("statistics", "#E69F00"), ("workspace", "#CC79A7"))
 
 
-def draw(estimate: "MemoryEstimate") -> str:
+def memory_bar(estimate: "MemoryEstimate") -> str:
     """A bar as long as what is free (or needed, if that is more), with the parts needed and a legend."""
     whole = max(estimate.free, estimate.total, 1)
     bars, words = [], []
@@ -32,4 +34,17 @@ def draw(estimate: "MemoryEstimate") -> str:
         "<div style='position:relative;display:flex;height:14px;border-radius:3px;background:rgba(128,128,128,0.2);"
         f"margin:4px 0'>{''.join(bars)}{limit}</div>"
         f"<div>{' &nbsp; '.join(words)}</div></div>"
+    )
+
+
+def card(entries: Sequence[tuple[str, str]]) -> str:
+    """Names and values in a grid."""
+    cells = [
+        f"<div><div style='font-size:0.8rem;opacity:0.7'>{html.escape(name)}</div>"
+        f"<div style='font-size:1.25rem;font-weight:600'>{html.escape(value)}</div></div>"
+        for name, value in entries
+    ]
+    return (
+        "<div style='display:grid;grid-template-columns:repeat(auto-fill,minmax(8rem,1fr));gap:0.9rem 1rem'>"
+        f"{''.join(cells)}</div>"
     )

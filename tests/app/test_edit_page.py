@@ -1,0 +1,248 @@
+"""The Edit page on a tiny real model, and the files its history writes."""
+
+import io
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from dashboard import bundles
+from dashboard.edit_history import history_table, zip_session
+from dashboard.facts_report import say_score
+from nmke.edit import Edit, WeightPatch
+from nmke.errors import SessionError
+from nmke.methods.nmke import NMKE
+from nmke.session import EditSession
+from tests.app.working_app import FACTS, TEXT, open_page, said, state_of, wait
+from tests.tiny import make_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("edit") / "llama")
+
+
+@pytest.fixture
+def page(folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The page before any edit; the statistics text is a local one."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join([TEXT] * 60), encoding="utf-8")
+    monkeypatch.setattr("nmke.texts.default_corpus", lambda progress: text)
+    return open_page("edit", folder)
+
+
+@pytest.fixture
+def edited(page: AppTest) -> AppTest:
+    """The page after one applied edit."""
+    page.button(key="edit.apply").click().run()
+    return wait(page)
+
+
+def _session(page: AppTest) -> EditSession:
+    session = state_of(page).edit_session
+    assert session is not None
+    return session
+
+
+def _patch() -> WeightPatch:
+    return WeightPatch(0, torch.full((64, 1), 0.01), torch.ones(1, 32))
+
+
+def test_without_a_model_the_page_says_so() -> None:
+    page = open_page("edit", None)
+    assert any("No model" in info.value for info in page.info)
+
+
+def test_before_an_edit_every_tab_says_what_comes_there(page: AppTest) -> None:
+    text = said(page)
+    assert "No edit is in force" in text
+    assert "No edit yet" in text
+    assert page.button(key="edit.undo").disabled
+
+
+def test_the_preset_says_whether_it_was_measured(page: AppTest) -> None:
+    assert "Guessed for this model" in page.warning[0].value
+
+
+def test_an_edit_is_applied_and_shown_before_and_after(edited: AppTest) -> None:
+    assert _session(edited).version == 1
+    assert "Applied: the model is now at edit version 1" in said(edited)
+    assert {"Reliability", "Generalization", "Locality"} <= {metric.label for metric in edited.metric}
+    assert all(metric.help for metric in edited.metric)
+    answers = next(table.value for table in edited.dataframe if "before" in table.value)
+    assert answers["what"].tolist() == ["edit prompt", "paraphrase", "neighbour"]
+    changes = next(table.value for table in edited.dataframe if "parameters" in table.value)
+    assert changes["neurons"].tolist() == [patch.neurons for patch in _session(edited).edits[0].patches]
+    assert "Null space kept:" in said(edited)
+    assert not edited.error
+
+
+def test_undo_says_that_it_was_exact_and_redo_brings_the_edit_back(edited: AppTest) -> None:
+    digest = _session(edited).digest
+    edited.button(key="edit.undo").click().run()
+    assert _session(edited).version == 0
+    assert "bit-exact" in edited.success[0].value
+    edited.button(key="edit.redo").click().run()
+    assert _session(edited).digest == digest
+    assert "Reliability" in {metric.label for metric in edited.metric}, (
+        "the measures of the version come back"
+    )
+
+
+def test_undoing_everything_can_be_checked(edited: AppTest) -> None:
+    edited.button(key="edit.verify").click().run()
+    assert "the same in every bit" in edited.success[0].value
+    assert _session(edited).version == 1
+
+
+def test_several_facts_are_one_edit(page: AppTest) -> None:
+    key = next(str(box.key) for box in page.multiselect if str(box.key).startswith("edit.facts."))
+    page.multiselect(key=key).set_value([0, 1, 2]).run()
+    page.button(key="edit.apply").click().run()
+    wait(page)
+    assert _session(page).version == 1
+    assert len(_session(page).edits[0].facts) == 3
+    assert history_table(_session(page))["facts"].tolist() == ["France → Rome, Spain → London, cat → woof"]
+
+
+def test_any_prompt_is_answered_by_both_models(edited: AppTest) -> None:
+    edited.text_input(key="edit.prompt").set_value("A dog says")
+    next(button for button in edited.button if button.label == "Answer with both").click().run()
+    assert [text.value.startswith("A dog says") for text in edited.text] == [True, True]
+    assert not edited.error
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"), [("layers", "7", "layers 0 to 3"), ("layers", "x", "layer")]
+)
+def test_bad_layers_are_one_sentence_and_nothing_can_be_applied(
+    page: AppTest, name: str, value: str, words: str
+) -> None:
+    box = next(box for box in page.text_input if str(box.key).endswith(f".{name}"))
+    box.set_value(value).run()
+    assert words in page.error[0].value
+    assert page.button(key="edit.apply").disabled
+
+
+def test_low_above_high_is_one_sentence(page: AppTest) -> None:
+    box = next(box for box in page.number_input if str(box.key).endswith(".mask.general_low"))
+    box.set_value(0.9).run()
+    assert "above" in page.error[0].value
+    page.button(key="edit.reset").click().run()
+    assert not page.error
+
+
+def test_no_fact_chosen_is_said(page: AppTest) -> None:
+    key = next(str(box.key) for box in page.multiselect if str(box.key).startswith("edit.facts."))
+    page.multiselect(key=key).set_value([]).run()
+    assert "Choose at least one fact" in said(page)
+    assert page.button(key="edit.apply").disabled
+
+
+def test_cancelling_changes_nothing(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(self: NMKE, session: Any, facts: Any, config: Any, progress: Any) -> None:
+        while True:
+            progress.update("optimising z", 0, 25)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(NMKE, "plan", endless)
+    page.button(key="edit.apply").click().run()
+    page.button(key="cancel.side.edit").click().run()
+    text = said(page)
+    wait(page)
+    assert "Cancelled" in text + said(page)
+    assert _session(page).version == 0
+
+
+def test_an_edit_planned_on_another_version_is_not_applied(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, real = threading.Event(), NMKE.plan
+
+    def waiting(self: NMKE, session: Any, facts: Any, config: Any, progress: Any) -> Edit:
+        go_on.wait(30)
+        return real(self, session, facts, config, progress)
+
+    monkeypatch.setattr(NMKE, "plan", waiting)
+    page.button(key="edit.apply").click().run()
+    _session(page).apply(Edit("test", {}, FACTS[:1], (_patch(),), {0: torch.ones(64, 1)}))
+    go_on.set()
+    wait(page)
+    assert "was not applied" in said(page)
+    assert _session(page).version == 1
+
+
+def test_edits_without_measures_can_be_measured(page: AppTest) -> None:
+    _session(page).apply(Edit("test", {}, FACTS[:1], (_patch(),), {0: torch.ones(64, 1)}))
+    page.run()
+    assert "were not measured" in said(page)
+    page.button(key="edit.measure").click().run()
+    wait(page)
+    assert "Reliability" in {metric.label for metric in page.metric}
+
+
+def test_saved_edits_are_loaded_again_and_another_models_are_refused(
+    edited: AppTest, folder: Path, tmp_path: Path
+) -> None:
+    from nmke.bundle import load_session
+    from nmke.loading import load_model
+    from tests.tiny import make_tiny
+
+    session = _session(edited)
+    data = zip_session(session)
+    again, exact = bundles.with_unzipped(data, lambda at: load_session(session.model, at))
+    assert exact
+    assert again.digest == session.digest
+    other = load_model(str(make_tiny("llama", tmp_path / "other", seed=1)), device="cpu")
+    with pytest.raises(SessionError, match="made for"):
+        bundles.with_unzipped(data, lambda at: load_session(other, at))
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def _zip(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "no readable zip"),
+        (b"no zip at all", "no readable zip"),
+        (_zip(), "empty"),
+        (_zip(**{"model.pkl": b"x"}), "model.pkl"),
+        (_zip(**{"../session.json": b"{}"}), "session.json"),
+        (_zip(**{"/etc/session.json": b"{}"}), "session.json"),
+    ],
+)
+def test_a_file_that_is_no_bundle_is_refused_in_one_sentence(data: bytes, words: str) -> None:
+    with pytest.raises(SessionError, match=words):
+        bundles.with_unzipped(data, lambda at: None)
+
+
+def test_a_bundle_zipped_with_its_folder_is_found() -> None:
+    data = _zip(**{"edits/session.json": b"{}"})
+    assert bundles.with_unzipped(data, lambda at: (at / "session.json").is_file())
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "–"), (0.0, "0%"), (1.0, "100%"), (0.5, "0.50")])
+def test_scores_have_the_digits_they_deserve(value: float | None, shown: str) -> None:
+    assert say_score(value) == shown
+
+
+def test_the_spectrum_is_thinned_for_drawing(edited: AppTest) -> None:
+    measured = next(iter(state_of(edited).settings["edit.results"].values()))
+    for values in measured.spectrum.eigenvalues.values():
+        assert len(values) <= 300
+        assert np.all(np.diff(values) <= 0)

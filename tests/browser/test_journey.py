@@ -1,0 +1,54 @@
+"""One visitor's way, left to right: Model, Facts, Neurons, Edit, with the screenshots of the README."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.steps import (
+    LONG,
+    USUAL,
+    add_examples,
+    go,
+    load_model,
+    no_errors,
+    settled,
+    shoot,
+    sidebar,
+    write_row,
+)
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_visitor_loads_a_model_enters_facts_and_sees_every_page(visit: Page) -> None:
+    load_model(visit)
+    no_errors(visit)
+    expect(sidebar(visit)).to_contain_text("smollm2-135m")
+    shoot(visit, "model")
+
+    add_examples(visit)
+    expect(visit.get_by_text("What the model says today")).to_be_visible(timeout=USUAL)
+    expect(visit.get_by_text("Next token")).to_be_attached(timeout=LONG)
+    settled(visit)
+    no_errors(visit)
+    shoot(visit, "facts")
+
+    for page in ("Neurons", "Edit"):
+        go(visit, page)
+        no_errors(visit)
+        shoot(visit, page.lower())
+
+
+def test_a_fact_typed_into_the_table_is_taken_once_it_is_whole(visit: Page) -> None:
+    expect(visit.get_by_text("Which model, and will it work here?")).to_be_visible(timeout=USUAL)
+    go(visit, "Facts")
+    write_row(visit, "The capital of Chad is", "Chad")
+    expect(visit.get_by_text("1 row is not a fact yet")).to_be_visible()
+    visit.keyboard.type("Rome")
+    visit.keyboard.press("Tab")
+    settled(visit)
+    expect(visit.get_by_text("not a fact yet")).to_have_count(0)
+    expect(visit.get_by_text("Fact to look at")).to_be_visible()
+    no_errors(visit)
+    go(visit, "Model")
+    go(visit, "Facts")
+    expect(visit.get_by_text("1. The capital of Chad is → Rome")).to_be_visible()
