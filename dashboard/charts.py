@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from dashboard.binning import KINDS
+from dashboard.tokens_html import visible
 
 KIND_COLOURS: Mapping[str, str] = {
     "none": "#DDDDDD",
@@ -54,13 +55,12 @@ def shorten(text: str, limit: int = 36) -> str:
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
-    tail = limit // 3
-    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
-
-
-def visible(token: str) -> str:
-    """A token with its spaces and line breaks made visible."""
-    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
+    tail = text[-(limit // 3) :]
+    head = text[: limit - len(tail) - 1]
+    # At word ends where there are any, so that no half words are read.
+    head = head.rsplit(" ", 1)[0] if " " in head else head
+    tail = tail.split(" ", 1)[1] if " " in tail else tail
+    return f"{head.rstrip()}…{tail.lstrip()}"
 
 
 def _layer_axis(layers: Sequence[int], most: int = 16) -> dict[str, object]:
@@ -183,10 +183,12 @@ def overview(
         row, cell = chosen
         width = full / cells
         _outline(figure, (cell * width, row - 0.5, (cell + 1) * width, row + 0.5))
-    finish(figure, height=int(np.clip(70 + 24 * rows, 150, 440)), legend=False)
+    finish(figure, height=int(np.clip(90 + 24 * rows, 170, 460)), legend=False)
     title = "neurons, strongest first (%)" if ranked else "neuron (index)"
     steps = [full * quarter / 4 for quarter in range(4)]
-    figure.update_layout(barmode="stack", bargap=0.12)
+    # The margin leaves room for Plotly's buttons, which would lie on the topmost layer and catch its clicks.
+    figure.update_layout(barmode="stack", bargap=0.12, margin={"t": 28})
+    figure.update_xaxes(ticks="", title_standoff=6)
     figure.update_xaxes(
         title=title, range=[0, full], tickvals=steps, tickformat=".0f", showgrid=False, row=1, col=1
     )
@@ -220,8 +222,8 @@ def prompt_heatmap(
     x = np.arange(columns, dtype=float)
     extreme = np.abs(values[np.isfinite(values)])
     limit = float(np.quantile(extreme, 0.98)) if extreme.size else 0.0
-    height = int(np.clip(96 + 22 * rows, 150, 560))
-    strip = min(0.12, 14 / max(height - 80, 60))
+    height = int(np.clip(112 + 22 * rows, 166, 580))
+    strip = min(0.12, 14 / max(height - 96, 60))
     figure = make_subplots(
         2, 1, shared_xaxes=True, row_heights=[strip, 1 - strip], vertical_spacing=min(0.02, 4 / height)
     )
@@ -273,6 +275,7 @@ def prompt_heatmap(
         spot = list(neurons).index(chosen)
         _outline(figure, (spot - 0.5, -0.5, spot + 0.5, rows - 0.5), row=2)
     finish(figure, height=height, legend=False)
+    figure.update_layout(margin={"t": 28})
     named = columns <= 48
     ticks = {"tickvals": list(x), "ticktext": [str(n) for n in neurons], "tickangle": -90} if named else {}
     figure.update_xaxes(showgrid=False, showticklabels=False, range=[-0.5, columns - 0.5])
@@ -283,7 +286,7 @@ def prompt_heatmap(
     figure.update_yaxes(showticklabels=False, showgrid=False, ticks="", row=1, col=1)
     figure.update_yaxes(
         tickvals=list(range(rows)),
-        ticktext=[shorten(label) for label in labels],
+        ticktext=[shorten(label, 44) for label in labels],
         autorange="reversed",
         showgrid=False,
         row=2,

@@ -53,6 +53,14 @@ def can_draw() -> bool:
     return bool(os.environ.get("BROWSER_PATH")) or any(shutil.which(name) for name in BROWSERS)
 
 
+def caption(text: str, figure: go.Figure, name: str, *, key: str) -> None:
+    """The sentence under a figure, and beside it the menu with the figure's files."""
+    with st.container(horizontal=True, vertical_alignment="top"):
+        st.caption(text, width="stretch")
+        with st.popover("Save", type="tertiary", icon=":material/download:", help="Save the figure"):
+            figure_files(figure, name, key=key)
+
+
 def figure_files(figure: go.Figure, name: str, *, key: str) -> None:
     """A small menu with the figure's files."""
     makers: list[tuple[str, str, str, Callable[[], bytes]]] = [

@@ -58,9 +58,11 @@ def dumbbells(
                 col=column,
                 hovertemplate=f"%{{customdata}}<br>{name}: %{{x:.4f}}<extra></extra>",
             )
-    finish(figure, height=int(np.clip(112 + 26 * len(labels), 150, 620)))
-    figure.update_layout(margin={"t": 58}, legend={"y": 1.0, "yref": "container", "yanchor": "top"})
-    figure.update_xaxes(title="probability", range=[-0.04, 1.04], dtick=0.25)
+    finish(figure, height=int(np.clip(88 + 26 * len(labels), 126, 620)), legend=False)
+    figure.update_layout(margin={"t": 26})
+    figure.update_annotations(font={"size": 13})
+    figure.update_traces(cliponaxis=False)
+    figure.update_xaxes(title="probability", title_standoff=4, range=[-0.04, 1.04], dtick=0.25)
     figure.update_yaxes(
         tickvals=list(y), ticktext=[shorten(label, 44) for label in labels], range=[len(labels) - 0.5, -0.5]
     )
@@ -93,6 +95,7 @@ def layer_changes(layers: Sequence[int], neurons: Sequence[int], relative: Seque
     )
     finish(figure, height=240, legend=False)
     figure.update_layout(margin={"t": 36})
+    figure.update_annotations(font={"size": 13})
     figure.update_xaxes(title="layer", type="category")
     figure.update_yaxes(title="neurons", row=1, col=1)
     figure.update_yaxes(title="% of the norm", row=1, col=2)
@@ -120,13 +123,20 @@ def spectrum(
             },
             hovertemplate=f"layer {layer}: %{{y:.3g}}<extra></extra>",
         )
-    figure.add_hline(
-        y=threshold, line={"dash": "dash", "color": PLAIN}, annotation_text=f"threshold {threshold:g}"
+    figure.add_hline(y=threshold, line={"dash": "dash", "color": PLAIN})
+    figure.add_annotation(  # Plotly wants the exponent where an annotation stands on a logarithmic axis
+        x=1,
+        xref="paper",
+        y=float(np.log10(threshold)),
+        text=f"threshold {threshold:g}",
+        showarrow=False,
+        xanchor="right",
+        yanchor="bottom",
     )
     finish(figure, height=320)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"}, margin={"t": 16})
     figure.update_xaxes(title="directions, largest eigenvalue first (%)")
-    figure.update_yaxes(title="eigenvalue", type="log", exponentformat="power")
+    figure.update_yaxes(title="eigenvalue", type="log", exponentformat="power", dtick=1)
     return figure
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 from dashboard import charts, downloads, edit_charts, edit_history, engine, frame, jobs, state
 from dashboard.edit_work import Measured, measure_now
 from dashboard.facts_report import answer_table, fact_table, probabilities, scores_of
+from dashboard.tokens_html import visible
 from nmke.errors import NmkeError
 from nmke.progress import Progress
 
@@ -88,12 +89,13 @@ def _dumbbells(reports: "Sequence[FactReport]", version: str) -> None:
     figure = edit_charts.dumbbells(labels, probabilities(reports[:DRAWN]))
     st.plotly_chart(figure, key="edit.dumbbells", config=charts.CONFIG, alt="Probabilities before and after")
     more = f" The first {DRAWN} of {len(reports)} facts; the table has all." if len(reports) > DRAWN else ""
-    st.caption(
-        f"Probability of each answer's first token on the edit prompt, {version}. The new answer should move right, "
-        f"the true one left; a green dot left of its grey one in the first panel would be a failed edit.{more}"
+    downloads.caption(
+        f"Probability of each answer's first token on the edit prompt, {version}, grey before and green after. The new "
+        f"answer should move right, the true one left; the other way round would be a failed edit.{more}",
+        figure,
+        "edit-probabilities",
+        key="edit.file.dumbbells",
     )
-    with st.popover("Save the figure", type="tertiary", icon=":material/download:"):
-        downloads.figure_files(figure, "edit-probabilities", key="edit.file.dumbbells")
 
 
 def _one_fact(reports: "Sequence[FactReport]") -> None:
@@ -108,9 +110,11 @@ def _one_fact(reports: "Sequence[FactReport]") -> None:
 
 
 def _report(report: "FactReport") -> None:
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for score in scores_of(report):
-            st.metric(score.name, score.value, help=score.formula, width="content")
+            st.markdown(
+                f"{score.name} **{score.value}**", help=f"{score.name}: {score.formula}.", width="content"
+            )
     table = answer_table(report)
     st.dataframe(
         table,
@@ -158,10 +162,13 @@ def _changes(measured: Measured) -> None:
         table["relative_norm"].tolist(),
     )
     st.plotly_chart(figure, key="edit.layer_changes", config=charts.CONFIG, alt="Neurons changed per layer")
-    st.caption(
+    downloads.caption(
         f"{int(table['neurons'].sum()):,} neurons and {int(table['parameters'].sum()):,} parameters changed. Later "
         "layers usually move more, because they make up for what the mask left out; a change above a tenth of the "
-        "matrix's norm would be surprising."
+        "matrix's norm would be surprising.",
+        figure,
+        "edit-layers",
+        key="edit.file.layers",
     )
     st.dataframe(
         table,
@@ -173,8 +180,6 @@ def _changes(measured: Measured) -> None:
         },
     )
     with st.container(horizontal=True):
-        with st.popover("Save the figure", type="tertiary", icon=":material/download:"):
-            downloads.figure_files(figure, "edit-layers", key="edit.file.layers")
         downloads.table_files(lambda: table, "edit-layers", key="edit.file.changes")
 
 
@@ -185,12 +190,13 @@ def _null_space(measured: Measured) -> None:
     st.markdown(f"**Null space kept: {kept}**")
     figure = edit_charts.spectrum(found.eigenvalues, found.threshold, found.kept)
     st.plotly_chart(figure, key="edit.spectrum", config=charts.CONFIG, alt="Eigenvalue spectrum per layer")
-    st.caption(
+    downloads.caption(
         "Eigenvalues of the keys' second moment on ordinary text. Directions under the dashed threshold are hardly "
-        "used there, and only those may be written to; less than half of them kept would leave an edit little room."
+        "used there, and only those may be written to; less than half of them kept would leave an edit little room.",
+        figure,
+        "edit-spectrum",
+        key="edit.file.spectrum",
     )
-    with st.popover("Save the figure", type="tertiary", icon=":material/download:"):
-        downloads.figure_files(figure, "edit-spectrum", key="edit.file.spectrum")
 
 
 def _seconds(edit: "Edit") -> None:
@@ -245,7 +251,7 @@ def _answer(prompt: str, words: int, *, edited: bool) -> None:
     likely = engine.next_tokens(prompt, 5, edited)
     if not isinstance(likely, engine.Busy):
         table = pd.DataFrame(
-            [(charts.visible(token), probability) for token, probability in likely],
+            [(visible(token), probability) for token, probability in likely],
             columns=["next token", "probability"],
         )
         st.dataframe(

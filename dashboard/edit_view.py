@@ -7,6 +7,7 @@ import streamlit as st
 from dashboard import charts, edit_history, edit_results, engine, frame, jobs, state
 from dashboard.edit_work import Measured, plan_and_measure
 from dashboard.neurons_data import say_estimate
+from dashboard.neurons_settings import CHOICES
 from dashboard.widgets import FormLook, config_form, reset_form
 from nmke.config import Config
 from nmke.errors import NmkeError
@@ -19,24 +20,6 @@ if TYPE_CHECKING:
     from nmke.presets import Preset
 
 PURPOSE = "edit"
-NAMES = {
-    "lps": "LPS: log-probability rise",
-    "psa": "PSA: probability rise",
-    "mpc": "MPC: activation (fastest)",
-    "top1": "what the model says (top 1)",
-    "new": "the new answer",
-    "true": "the true answer",
-    "last": "last real token",
-    "padded": "padded position (as published)",
-    "all": "all of them",
-    "score": "break by mean score",
-    "union": "union of both kinds",
-    "overlap": "only neurons of both kinds",
-    "non_overlap": "only neurons of one kind",
-    "general": "general neurons",
-    "specific": "specific neurons",
-    "soft": "soft: scaled by score",
-}
 
 
 def show(model: "LoadedModel", facts: tuple[Fact, ...]) -> None:
@@ -114,7 +97,7 @@ def _settings(model: "LoadedModel", method: "Method") -> Config | None:
 
     preset = preset_for(model, method.name)
     key = f"edit.form.{method.name}.{model.weight_hash[:12]}"
-    look = FormLook(names=NAMES, n_layers=model.n_layers, advanced=("context_seed",))
+    look = FormLook(names=CHOICES, n_layers=model.n_layers, advanced=("context_seed",))
     with st.expander(f"Settings: preset {preset.status}", icon=":material/tune:"):
         _say_preset(preset)
         with st.container(horizontal=True, gap="small"):

@@ -1,13 +1,11 @@
-"""The Neurons page: settings, the overview, prompts by neurons, ratios, files."""
+"""The Neurons page: the overview, prompts by neurons, ratios, files."""
 
-import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
 
-from dashboard import charts, downloads, engine, frame, jobs, neuron_inspector, state
+from dashboard import charts, downloads, frame, jobs, neuron_inspector, neurons_settings, state
 from dashboard.binning import KINDS, BinnedLayer, strongest_first
 from dashboard.neurons_data import (
     SCORE_UNITS,
@@ -16,69 +14,31 @@ from dashboard.neurons_data import (
     as_array,
     bin_masks,
     choose_rows,
-    guess_seconds,
     layer_table,
     mask_table,
     neuron_table,
-    say_estimate,
     stale_reasons,
     steering_sentence,
 )
-from dashboard.selection import Pick, clamp, layers_text, picked
-from dashboard.widgets import FormLook, config_form, reset_form
-from nmke.errors import NmkeError
+from dashboard.selection import Pick, clamp, picked
+from dashboard.tokens_html import visible
 from nmke.facts import Fact
-from nmke.progress import Progress
 
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
     from nmke.masks import LayerMask, MaskConfig
 
-PURPOSE = "attribution"
-FIRST_FACTS = 8
 COLUMNS = 60
 ROWS = 48
-
-MASK_LOOK = FormLook(
-    stops={"alpha": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)},
-    sliders={"general_gamma": (0.1, 6.0, 0.1), "specific_gamma": (0.1, 6.0, 0.1)},
-    ranges={
-        ("general_low", "general_high"): ("General: lowest and highest share", 0.0, 1.0, 0.01),
-        ("specific_low", "specific_high"): ("Specific: lowest and highest share", 0.0, 1.0, 0.01),
-    },
-    names={
-        "all": "all of them",
-        "score": "break by mean score",
-        "union": "union of both kinds",
-        "overlap": "only neurons of both kinds",
-        "non_overlap": "only neurons of one kind",
-        "general": "general neurons",
-        "specific": "specific neurons",
-        "soft": "soft: scaled by score",
-    },
-)
-SCORE_LOOK = FormLook(
-    names={
-        "lps": "LPS: log-probability rise",
-        "psa": "PSA: probability rise",
-        "mpc": "MPC: activation (fastest)",
-        "top1": "what the model says (top 1)",
-        "new": "the new answer",
-        "true": "the true answer",
-        "last": "last real token",
-        "padded": "padded position (as published)",
-    },
-    advanced=("prob_floor", "read_position", "memory_mib"),
-)
 
 
 def show(model: "LoadedModel", facts: tuple[Fact, ...]) -> None:
     """The whole page, once model and facts are there."""
-    _take_result()
+    neurons_settings.take_result()
     with st.container(horizontal=True, gap="medium"):
         with st.container(width=224):
-            asked = _score_settings(model, facts)
-            mask_config = _mask_settings()
+            asked = neurons_settings.score_settings(model, facts)
+            mask_config = neurons_settings.mask_settings()
         found: Found | None = state.get().settings.get("neurons.found")
         if found is None or found.origin.weight_hash != model.weight_hash:
             with st.container(width="stretch"):
@@ -101,179 +61,8 @@ def show(model: "LoadedModel", facts: tuple[Fact, ...]) -> None:
                 neuron_inspector.show(model, found, masks, pick)
 
 
-# ---- settings ---------------------------------------------------------------------------------------------------
-
-
-def _score_settings(model: "LoadedModel", facts: tuple[Fact, ...]) -> Origin | None:
-    """Controls of the attribution; what they ask for, or None after saying what is wrong."""
-    from nmke.attribution import AttributionConfig
-
-    seen = state.get().settings.get("neurons.found") is not None
-    with st.expander("What is scored", expanded=not seen, icon=":material/search:"):
-        chosen = _choose_facts(facts)
-        config = config_form(AttributionConfig, AttributionConfig(), "neurons.score", SCORE_LOOK)
-        layers = _choose_layers(model)
-        contexts = st.checkbox(
-            "Five contexts before each prompt",
-            key="neurons.contexts",
-            persist_state="session",
-            help="The edit scores each prompt also behind five short generated texts; without them it is six "
-            "times faster.",
-        )
-    asked = None
-    if config is not None and layers is not None and chosen:
-        key = engine.edit_state_key()
-        session = engine.current_session()
-        version = 0 if session is None else session.version
-        asked = Origin(model.weight_hash, key, version, chosen, layers, contexts, config)
-    _find_button(model, asked)
-    return asked
-
-
-def _choose_facts(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-    version = state.get().facts_version
-    key = f"neurons.facts.{version}"
-    chosen = st.multiselect(
-        "Facts",
-        range(len(facts)),
-        default=None if key in st.session_state else list(range(min(FIRST_FACTS, len(facts)))),
-        format_func=lambda index: charts.shorten(facts[index].prompt, 40),
-        key=key,
-        persist_state="session",
-        help="Each fact's prompt becomes one row of scores.",
-    )
-    if not chosen:
-        st.warning("Choose at least one fact.")
-    return tuple(facts[index] for index in chosen)
-
-
-def _choose_layers(model: "LoadedModel") -> tuple[int, ...] | None:
-    from dashboard.selection import parse_layers
-
-    edited = layers_text(edited_layers(model))
-    key = f"neurons.layers.{model.weight_hash[:12]}"
-    st.session_state.setdefault(key, edited)
-    text = st.text_input(
-        "Layers",
-        key=key,
-        persist_state="session",
-        help=f"A range such as 4-8, a list such as 4, 6, or: all. The layers this model is edited in are {edited}.",
-    )
-    try:
-        return parse_layers(text, model.n_layers)
-    except ValueError as problem:
-        st.error(str(problem))
-        return None
-
-
-def edited_layers(model: "LoadedModel") -> tuple[int, ...]:
-    """The layers the model's preset edits: where scores matter first."""
-    from nmke.presets import preset_for
-
-    preset: Any = preset_for(model, "nmke").config
-    return tuple(preset.layers)
-
-
-def _find_button(model: "LoadedModel", asked: Origin | None) -> None:
-    busy = jobs.running(PURPOSE)
-    if st.button(
-        "Find the neurons",
-        type="primary",
-        key="neurons.find",
-        disabled=asked is None or busy,
-        width="stretch",
-    ):
-        assert asked is not None
-        try:
-            start(asked)
-        except NmkeError as problem:
-            frame.show_error(problem)
-        else:
-            st.rerun()
-    if asked is not None and not busy:
-        seconds, measured = _estimate(model, asked)
-        prompts = len(asked.facts) * (6 if asked.contexts else 1)
-        st.caption(
-            f"{prompts} prompts × {len(asked.layers)} layers: {say_estimate(seconds)}"
-            f"{' (measured here)' if measured else ''}."
-        )
-
-
-def _estimate(model: "LoadedModel", asked: Origin) -> tuple[float, bool]:
-    """Seconds, and whether they come from an attribution measured in this session."""
-    prompts = len(asked.facts) * (6 if asked.contexts else 1)
-    guess = guess_seconds(
-        asked.config.kind, prompts, len(asked.layers), model.d_model, model.d_mlp, model.d_vocab, model.device
-    )
-    found: Found | None = state.get().settings.get("neurons.found")
-    if found is None or found.origin.weight_hash != model.weight_hash or asked.config.kind == "mpc":
-        return guess, False
-    then = found.origin
-    if then.config.kind == "mpc":
-        return guess, False
-    before = guess_seconds(
-        then.config.kind,
-        len(found.attribution.prompts),
-        len(then.layers),
-        model.d_model,
-        model.d_mlp,
-        model.d_vocab,
-        model.device,
-    )
-    return guess * found.seconds / before, True
-
-
-def start(asked: Origin) -> None:
-    """Attribute on the model as this browser session has edited it, as a job."""
-    model, session = engine.current_model(), engine.current_session()
-    assert model is not None and session is not None
-
-    def work(progress: Progress) -> Found:
-        from nmke.attribution import attribute, prompts_of
-        from nmke.contexts import context_templates
-
-        started = time.perf_counter()
-        progress.update("reading the prompts", 0, None)
-        templates: Sequence[str] = ("{}",)
-        if asked.contexts:
-            templates = context_templates(model)
-        prompts = prompts_of(asked.facts, templates, asked.config.target)
-        with session.active():
-            attribution = attribute(model, prompts, asked.layers, asked.config, progress)
-        return Found(asked, attribution, time.perf_counter() - started)
-
-    jobs.start(PURPOSE, f"Finding the neurons of {len(asked.facts)} facts", work)
-
-
-def _take_result() -> None:
-    outcome = jobs.take(PURPOSE)
-    if outcome is None:
-        return
-    if outcome.state == jobs.JobState.DONE:
-        state.get().settings["neurons.found"] = outcome.value
-    else:
-        state.get().flash("info" if outcome.state == jobs.JobState.CANCELLED else "error", outcome.error)
-        st.rerun()
-
-
-def _mask_settings() -> "MaskConfig | None":
-    from nmke.masks import MaskConfig
-
-    with st.container(gap="small"):
-        config = config_form(MaskConfig, MaskConfig(), "neurons.mask", MASK_LOOK)
-        st.button(
-            "Authors' values",
-            on_click=reset_form,
-            args=(MaskConfig(), "neurons.mask", MASK_LOOK),
-            key="neurons.reset",
-            type="tertiary",
-            icon=":material/restart_alt:",
-        )
-    return config
-
-
 def _invite(asked: Origin | None) -> None:
-    if jobs.running(PURPOSE):
+    if jobs.running(neurons_settings.PURPOSE):
         st.info(
             "The neurons are being scored; the map appears here when that is done. The sidebar shows the progress."
         )
@@ -357,7 +146,10 @@ def _legend(masks: "dict[int, LayerMask]") -> None:
         f"{kind} {count:,}</span>"
         for kind, count in sorted(zip(KINDS, totals, strict=True), key=lambda pair: pair[0] == "none")
     )
-    st.html(f"<div style='display:flex;flex-wrap:wrap;gap:0.2em 1.2em;font-size:0.85rem'>{chips}</div>")
+    st.html(
+        f"<div style='display:flex;flex-wrap:wrap;gap:0.2em 1.2em;font-size:0.85rem'>{chips}</div>",
+        width="stretch",
+    )
 
 
 def _overview(found: Found, masks: "dict[int, LayerMask]", bins: dict[int, BinnedLayer], pick: Pick) -> None:
@@ -373,16 +165,8 @@ def _overview(found: Found, masks: "dict[int, LayerMask]", bins: dict[int, Binne
         neurons=width,
         chosen=(row, cell),
     )
-    _legend(masks)
-    _clickable(figure, "neurons.overview", "Layers by neurons, coloured by kind")
-    counts = bins[pick.layer].counts[cell]
-    exact = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, counts, strict=True) if count)
-    st.caption(
-        f"Each cell shows the commonest kind of about {round(width / len(bins[pick.layer].members))} neurons, the bars "
-        f"each layer's shares; a layer unlike its neighbours would be surprising. "
-        f"**Framed: layer {pick.layer}, cell {cell}: {exact}.**"
-    )
-    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        _legend(masks)
         st.segmented_control(
             "Order of the neurons",
             ["strength", "index"],
@@ -393,12 +177,17 @@ def _overview(found: Found, masks: "dict[int, LayerMask]", bins: dict[int, Binne
             format_func={"strength": "strongest first", "index": "by index"}.__getitem__,
             label_visibility="collapsed",
         )
-        _figure_menu(figure, "overview")
-
-
-def _figure_menu(figure: Any, name: str) -> None:
-    with st.popover("Save the figure", type="tertiary", icon=":material/download:"):
-        downloads.figure_files(figure, f"neurons-{name}", key=f"neurons.file.{name}")
+    _clickable(figure, "neurons.overview", "Layers by neurons, coloured by kind")
+    counts = bins[pick.layer].counts[cell]
+    exact = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, counts, strict=True) if count)
+    downloads.caption(
+        f"Each cell shows the commonest kind of about {round(width / len(bins[pick.layer].members))} neurons, the bars "
+        f"each layer's shares; a layer unlike its neighbours would be surprising. "
+        f"**Framed: layer {pick.layer}, cell {cell}: {exact}.**",
+        figure,
+        "neurons-overview",
+        key="neurons.file.overview",
+    )
 
 
 def _tabs(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig", pick: Pick) -> None:
@@ -424,24 +213,20 @@ def _prompts(found: Found, masks: "dict[int, LayerMask]", pick: Pick) -> None:
     figure = charts.prompt_heatmap(
         scores[np.ix_(np.array(rows), columns)],
         columns.tolist(),
-        [labels[row] for row in rows],
+        [f"{charts.shorten(labels[row], 28)} → {visible(attribution.target_tokens[row])}" for row in rows],
         as_array(masks[pick.layer].kinds)[columns],
         layer=pick.layer,
         unit=unit,
         chosen=pick.neuron,
     )
     _clickable(figure, "neurons.prompts", "Prompts by neurons: scores of the strongest neurons")
-    st.caption(
+    downloads.caption(
         f"The {len(columns)} strongest of {scores.shape[1]} neurons, red above zero, blue below: a column of one "
-        f"colour works for every prompt, a lone cell for one fact; the strip on top gives the kinds.{left_out}"
+        f"colour works for every prompt, a lone cell for one fact; the strip on top gives the kinds.{left_out}",
+        figure,
+        "neurons-prompts",
+        key="neurons.file.prompts",
     )
-    targets = ", ".join(
-        f"{charts.shorten(label, 30)} → {charts.visible(token)}"
-        for label, token in list(zip(labels, attribution.target_tokens, strict=True))[:4]
-    )
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(f"Tokens followed: {targets}{' …' if len(labels) > 4 else ''}")
-        _figure_menu(figure, "prompts")
 
 
 def _ratios(masks: "dict[int, LayerMask]", config: "MaskConfig") -> None:
@@ -457,9 +242,12 @@ def _ratios(masks: "dict[int, LayerMask]", config: "MaskConfig") -> None:
         },
     )
     st.plotly_chart(figure, key="neurons.ratios", config=charts.CONFIG, alt="Ratios and entropies per layer")
-    st.caption(
+    downloads.caption(
         "Left: the share asked for per kind (grey band: lowest to highest) and what ends up in the mask; right: the "
-        f"entropy that steers it. **{steering_sentence(masks, config)}**"
+        f"entropy that steers it. **{steering_sentence(masks, config)}**",
+        figure,
+        "neurons-ratios",
+        key="neurons.file.ratios.figure",
     )
     st.dataframe(
         table,
@@ -476,7 +264,6 @@ def _ratios(masks: "dict[int, LayerMask]", config: "MaskConfig") -> None:
         },
     )
     with st.container(horizontal=True):
-        _figure_menu(figure, "ratios")
         downloads.table_files(lambda: table, "ratios", key="neurons.file.ratios")
 
 
@@ -488,6 +275,7 @@ def _tables(found: Found, masks: "dict[int, LayerMask]", pick: Pick) -> None:
         hide_index=True,
         height=260,
         key="neurons.neuron_table",
+        column_order=["neuron", "kind", "weight", "prompts above average", "largest score", "mean score"],
     )
     st.caption(
         f"Every neuron of layer {pick.layer}, strongest first. The files below hold all scored layers."

@@ -51,7 +51,7 @@ def value_strip(tokens: Sequence[str], values: Sequence[float], limit: float | N
 def answer(prompt: str, continuation: str) -> str:
     """A prompt with what was said after it in bold."""
     said = html.escape(" ".join(continuation.split()) or "(nothing: the model ends the text here)")
-    return f"<div style='line-height:1.6'>{html.escape(prompt)} <b style='color:#009E73'>{said}</b></div>"
+    return f"<div style='line-height:1.6'>{html.escape(prompt)} <b>{said}</b></div>"
 
 
 def legend(*styles: tuple[str, str]) -> str:

@@ -1,3 +1,40 @@
-"""Neuron-level masked knowledge editing of language models."""
+"""Neuron-level masked knowledge editing of language models.
+
+>>> from nmke import EditSession, builtin_facts, edit_facts, load_model
+>>> model = load_model("smollm2-135m")
+>>> session = EditSession(model)
+>>> report = edit_facts(session, builtin_facts()[:1], method="nmke")[0]
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "Attribution": "attribution",
+    "AttributionConfig": "attribution",
+    "EditSession": "session",
+    "Fact": "facts",
+    "MaskConfig": "masks",
+    "Neighbor": "facts",
+    "attribute": "attribution",
+    "build_masks": "masks",
+    "builtin_facts": "examples",
+    "edit_facts": "editing",
+    "get_method": "methods",
+    "inspect_neuron": "neurons",
+    "load_model": "loading",
+    "preset_for": "presets",
+    "prompts_of": "attribution",
+    "read_facts": "readers",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds, and reading facts does not need it."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'nmke' has no attribute {name!r}")
+    return getattr(import_module(f"nmke.{_EXPORTS[name]}"), name)

@@ -48,10 +48,18 @@ class AttributionConfig(Config):
         "new answer's first token, or the true answer's.",
     )
     scale: float = Field(
-        30.0, gt=0, le=1000, title="Amplification lambda", description="How strongly each neuron is amplified."
+        30.0,
+        gt=0,
+        le=1000,
+        title="Amplification lambda",
+        description="How strongly each neuron is amplified.",
     )
     prob_floor: float = Field(
-        1e-8, ge=0, lt=1, title="Probability floor", description="Probabilities are raised to this before the log."
+        1e-8,
+        ge=0,
+        lt=1,
+        title="Probability floor",
+        description="Probabilities are raised to this before the log.",
     )
     read_position: Literal["last", "padded"] = Field(
         "last",
@@ -60,7 +68,10 @@ class AttributionConfig(Config):
         "batch, as the published code does, which is a pad token for all but the longest prompt.",
     )
     memory_mib: int = Field(
-        512, ge=16, title="Workspace (MiB)", description="Largest block of neuron-by-vocabulary logits held at once."
+        512,
+        ge=16,
+        title="Workspace (MiB)",
+        description="Largest block of neuron-by-vocabulary logits held at once.",
     )
 
 
@@ -261,7 +272,9 @@ def score_layer(
         directions = values[chunk] @ unembedding.T
         for row in range(len(activations)):
             if progress is not None:
-                progress.update(f"scoring neurons ({config.kind.upper()})", start, len(values), f"layer {layer}")
+                progress.update(
+                    f"scoring neurons ({config.kind.upper()})", start, len(values), f"layer {layer}"
+                )
             amounts = config.scale * activations[row, chunk] * scale[row]
             scores[row, chunk] = _increase(base[row], directions, amounts, int(targets[row]), config)
     return scores.cpu()

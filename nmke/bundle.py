@@ -73,7 +73,9 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Edit]]:
         SessionError: no bundle, or a damaged one.
     """
     if not (folder / _RECORD).is_file():
-        raise SessionError(f"{folder.name} is no edit bundle: it has no {_RECORD}.", "Choose a folder nmke saved.")
+        raise SessionError(
+            f"{folder.name} is no edit bundle: it has no {_RECORD}.", "Choose a folder nmke saved."
+        )
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:
@@ -158,4 +160,6 @@ def _require_same(tensors: Mapping[str, Tensor], session: EditSession, folder: P
     same = set(again) == set(tensors) and all(torch.equal(again[name], tensors[name]) for name in tensors)
     facts = [edit.facts for edit in edits] == [edit.facts for edit in session.edits]
     if not (same and facts and record["digest"] == session.digest):
-        raise SessionError("What was read back from the disk differs from the session.", "Save to another disk.")
+        raise SessionError(
+            "What was read back from the disk differs from the session.", "Save to another disk."
+        )

@@ -83,7 +83,9 @@ def _relative(got: Tensor, expected: Tensor) -> float:
 def _width(model: EditableModel, batch: Batch, layers: list[int]) -> tuple[str, float]:
     kept = model.run(batch, [(POST, layer) for layer in layers])
     widths = {value.shape[-1] for value in kept.values()}
-    return f"width {', '.join(map(str, widths))}, expected {model.d_mlp}", 0.0 if widths == {model.d_mlp} else 1.0
+    return f"width {', '.join(map(str, widths))}, expected {model.d_mlp}", 0.0 if widths == {
+        model.d_mlp
+    } else 1.0
 
 
 def _write(model: EditableModel, batch: Batch, layers: list[int]) -> tuple[str, float]:
@@ -91,7 +93,9 @@ def _write(model: EditableModel, batch: Batch, layers: list[int]) -> tuple[str, 
     kept = model.run(batch, sites)
     worst = 0.0
     for layer in layers:
-        silent = model.run(batch, [(MLP_OUT, layer)], hooks={(POST, layer): torch.zeros_like})[(MLP_OUT, layer)]
+        silent = model.run(batch, [(MLP_OUT, layer)], hooks={(POST, layer): torch.zeros_like})[
+            (MLP_OUT, layer)
+        ]
         expected = kept[(POST, layer)].float() @ model.W_out(layer).float() + silent.float()
         worst = max(worst, _relative(kept[(MLP_OUT, layer)], expected))
     return f"largest relative error {worst:.1e}", worst
@@ -102,7 +106,8 @@ def _stream(model: EditableModel, batch: Batch, layers: list[int]) -> tuple[str,
         return _parallel_stream(model, batch, layers)
     kept = model.run(batch, [(kind, layer) for layer in layers for kind in (RESID_MID, MLP_OUT, RESID_POST)])
     errors = [
-        _relative(kept[(RESID_MID, la)].float() + kept[(MLP_OUT, la)].float(), kept[(RESID_POST, la)]) for la in layers
+        _relative(kept[(RESID_MID, la)].float() + kept[(MLP_OUT, la)].float(), kept[(RESID_POST, la)])
+        for la in layers
     ]
     return f"largest relative error {max(errors):.1e}", max(errors)
 
@@ -114,7 +119,10 @@ def _parallel_stream(model: EditableModel, batch: Batch, layers: list[int]) -> t
         kept = model.run(batch, [(RESID_POST, layer), (MLP_OUT, layer)])
         without = model.run(batch, [(RESID_POST, layer)], hooks={(MLP_OUT, layer): torch.zeros_like})
         errors.append(
-            _relative(kept[(RESID_POST, layer)].float() - kept[(MLP_OUT, layer)].float(), without[(RESID_POST, layer)])
+            _relative(
+                kept[(RESID_POST, layer)].float() - kept[(MLP_OUT, layer)].float(),
+                without[(RESID_POST, layer)],
+            )
         )
     return f"attention and MLP side by side; largest relative error {max(errors):.1e}", max(errors)
 

@@ -19,7 +19,9 @@ TOKENS = 10
 TOP_K = 5
 
 
-def context_templates(model: EditableModel, seed: int = 0, progress: Progress | None = None) -> tuple[str, ...]:
+def context_templates(
+    model: EditableModel, seed: int = 0, progress: Progress | None = None
+) -> tuple[str, ...]:
     """The six templates of a model, the bare ``{}`` first.
 
     Computed with the unedited model, so that they do not drift with the edits.

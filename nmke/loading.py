@@ -27,7 +27,12 @@ class LoadedModel(EditableModel):
     """
 
     def __init__(
-        self, bridge: Any, tokenizer: Any, resolved: ResolvedModel, memory: MemoryEstimate, plain_logits: torch.Tensor
+        self,
+        bridge: Any,
+        tokenizer: Any,
+        resolved: ResolvedModel,
+        memory: MemoryEstimate,
+        plain_logits: torch.Tensor,
     ) -> None:
         super().__init__(bridge, tokenizer, resolved.name)
         self.resolved = resolved
@@ -113,7 +118,9 @@ def _pick_dtype(dtype: str, device: str) -> torch.dtype | str:
     return torch.float32 if device == "cpu" else "auto"
 
 
-def _require_memory(resolved: ResolvedModel, device: str, dtype: str, device_map: str | None) -> MemoryEstimate:
+def _require_memory(
+    resolved: ResolvedModel, device: str, dtype: str, device_map: str | None
+) -> MemoryEstimate:
     shape = shape_of(resolved)
     picked = _pick_dtype(dtype, device)
     size = 2 if picked == "auto" else torch.empty(0, dtype=picked).element_size()  # type: ignore[arg-type]
@@ -142,7 +149,7 @@ def _read(
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, **options)
         if device_map:
             options["device_map"] = device_map
-        network = AutoModelForCausalLM.from_pretrained(
+        network: Any = AutoModelForCausalLM.from_pretrained(
             resolved.path, dtype=_pick_dtype(dtype, device), use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
@@ -167,7 +174,10 @@ def _wrap(resolved: ResolvedModel, network: Any, tokenizer: Any) -> Any:
     device = str(network.device)
     try:
         return TransformerBridge.boot_transformers(
-            resolved.path, hf_model=network, tokenizer=tokenizer, device=None if _is_spread(network) else device
+            resolved.path,
+            hf_model=network,
+            tokenizer=tokenizer,
+            device=None if _is_spread(network) else device,
         )
     except Exception as problem:  # TransformerLens raises many kinds for what it does not know
         raise ModelError(

@@ -48,16 +48,32 @@ class MaskConfig(Config):
         0.4, ge=0, le=1, title="General: highest share", description="Share selected as general at entropy 1."
     )
     general_gamma: float = Field(
-        3.0, gt=0, le=20, title="General: exponent gamma", description="Bends the way from lowest to highest share."
+        3.0,
+        gt=0,
+        le=20,
+        title="General: exponent gamma",
+        description="Bends the way from lowest to highest share.",
     )
     specific_low: float = Field(
-        0.3, ge=0, le=1, title="Specific: lowest share", description="Share selected as specific at entropy 0."
+        0.3,
+        ge=0,
+        le=1,
+        title="Specific: lowest share",
+        description="Share selected as specific at entropy 0.",
     )
     specific_high: float = Field(
-        0.4, ge=0, le=1, title="Specific: highest share", description="Share selected as specific at entropy 1."
+        0.4,
+        ge=0,
+        le=1,
+        title="Specific: highest share",
+        description="Share selected as specific at entropy 1.",
     )
     specific_gamma: float = Field(
-        2.0, gt=0, le=20, title="Specific: exponent gamma", description="Bends the way from lowest to highest share."
+        2.0,
+        gt=0,
+        le=20,
+        title="Specific: exponent gamma",
+        description="Bends the way from lowest to highest share.",
     )
     ties: Literal["all", "score"] = Field(
         "all",
@@ -77,7 +93,9 @@ class MaskConfig(Config):
         for kind in ("general", "specific"):
             low, high = getattr(self, f"{kind}_low"), getattr(self, f"{kind}_high")
             if low > high:
-                raise ValueError(f"the {kind} neurons' lowest share {low} is above their highest share {high}")
+                raise ValueError(
+                    f"the {kind} neurons' lowest share {low} is above their highest share {high}"
+                )
         return self
 
 

@@ -104,8 +104,14 @@ class FactReport:
         return {
             "fact": self.fact.to_dict(),
             **self.scores,
-            "target_probability": {"before": self.before.target_probability, "after": self.after.target_probability},
-            "true_probability": {"before": self.before.true_probability, "after": self.after.true_probability},
+            "target_probability": {
+                "before": self.before.target_probability,
+                "after": self.after.target_probability,
+            },
+            "true_probability": {
+                "before": self.before.true_probability,
+                "after": self.after.true_probability,
+            },
             "continuation": {"before": self.before.continuation, "after": self.after.continuation},
             "before": asdict(self.before),
             "after": asdict(self.after),
@@ -136,7 +142,10 @@ def compare(fact: Fact, before: FactMeasure, after: FactMeasure) -> FactReport:
         reliability_probability=_prefers(after.new, after.true),
         generalization=_mean([answer.share for answer in after.paraphrases_new]),
         generalization_probability=_mean(
-            [_prefers(new, true) for new, true in zip(after.paraphrases_new, after.paraphrases_true, strict=False)]
+            [
+                _prefers(new, true)
+                for new, true in zip(after.paraphrases_new, after.paraphrases_true, strict=False)
+            ]
         ),
         locality=_kept_share(before.neighbors_own, after.neighbors_own),
         locality_probability=_mean(
@@ -171,7 +180,9 @@ def answer_all(model: EditableModel, asked: Sequence[tuple[str, str]]) -> list[A
     if not asked:
         return []
     prompts = [encode(model.tokenizer, prompt) for prompt, _ in asked]
-    targets = [encode_continuation(model.tokenizer, prompt, target) if target else [] for prompt, target in asked]
+    targets = [
+        encode_continuation(model.tokenizer, prompt, target) if target else [] for prompt, target in asked
+    ]
     batch = pad([p + t[:-1] for p, t in zip(prompts, targets, strict=True)], pad_id(model.tokenizer))
     final = _final(model, batch)
     answers = []
@@ -220,7 +231,9 @@ def _measure(model: EditableModel, fact: Fact, generate_tokens: int) -> FactMeas
 
 def _kept_share(before: Sequence[Answer], after: Sequence[Answer]) -> float | None:
     same = [
-        a == b for old, new in zip(before, after, strict=True) for a, b in zip(old.argmax, new.argmax, strict=True)
+        a == b
+        for old, new in zip(before, after, strict=True)
+        for a, b in zip(old.argmax, new.argmax, strict=True)
     ]
     return sum(same) / len(same) if same else None
 

@@ -212,6 +212,7 @@ class EditableModel:
         kept: dict[Site, Tensor] = {}
         wanted = self._sites_to_hook(sites)
         with self.lock:
+            fwd: list[tuple[str, Callable[..., Any]]]
             fwd = [(self._hook_name(site), _replacing(function)) for site, function in (hooks or {}).items()]
             fwd += [(self._hook_name(site), _keeping(kept, site)) for site in wanted]
             stop = None if stop_after is None or stop_after + 1 >= self.n_layers else stop_after + 1

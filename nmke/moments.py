@@ -40,9 +40,14 @@ class StatisticsConfig(Config):
         "data set with a text column.",
     )
     tokens: int = Field(
-        60_000, ge=256, title="Tokens", description="How many tokens of the text are read; more is steadier and slower."
+        60_000,
+        ge=256,
+        title="Tokens",
+        description="How many tokens of the text are read; more is steadier and slower.",
     )
-    window: int = Field(128, ge=16, le=2048, title="Window", description="Tokens read at once; no window crosses it.")
+    window: int = Field(
+        128, ge=16, le=2048, title="Window", description="Tokens read at once; no window crosses it."
+    )
     seed: int = Field(0, ge=0, title="Seed", description="Which paragraphs are drawn, and in which order.")
     passages: int = Field(5, ge=0, le=20, title="Passages", description="Top passages kept per neuron.")
 
@@ -181,7 +186,9 @@ def statistics_folder(model: EditableModel, config: StatisticsConfig, layers: Se
     return home() / "statistics" / key
 
 
-def find_statistics(model: EditableModel, config: StatisticsConfig, layers: Sequence[int]) -> Statistics | None:
+def find_statistics(
+    model: EditableModel, config: StatisticsConfig, layers: Sequence[int]
+) -> Statistics | None:
     """Statistics already on disk, or None."""
     folder = statistics_folder(model, config, layers)
     return _load(folder) if (folder / "about.json").exists() else None
@@ -215,7 +222,12 @@ def collect_statistics(
             kept = model.run(batch, [(POST, layer) for layer in chosen], stop_after=chosen[-1])
         collector.add(start, batch, {layer: kept[(POST, layer)] for layer in chosen})
     progress.update("reading the statistics text", len(windows), len(windows))
-    about = {**config.model_dump(), "text_hash": text_hash(config.text), "layers": chosen, "model": model.name}
+    about = {
+        **config.model_dump(),
+        "text_hash": text_hash(config.text),
+        "layers": chosen,
+        "model": model.name,
+    }
     _save(folder, collector, windows, about)
     return _load(folder)
 

@@ -48,7 +48,9 @@ def inspect_neuron(
     """
     model.check_layers([layer])
     if not 0 <= neuron < model.d_mlp:
-        raise ModelError(f"Layer {layer} has neurons 0 to {model.d_mlp - 1}, not {neuron}.", "Choose one of those.")
+        raise ModelError(
+            f"Layer {layer} has neurons 0 to {model.d_mlp - 1}, not {neuron}.", "Choose one of those."
+        )
     with model.lock:
         value = model.W_out(layer)[neuron].to(model.device)
         logits = model.readout.direction(value) @ model.readout.unembedding.float().T

@@ -44,7 +44,9 @@ class TargetConfig(Config):
     """How z is optimised; defaults are AlphaEdit's."""
 
     steps: int = Field(25, ge=1, le=500, title="Steps", description="Most optimisation steps per fact.")
-    learning_rate: float = Field(0.5, gt=0, le=10, title="Learning rate", description="Adam's step size for delta.")
+    learning_rate: float = Field(
+        0.5, gt=0, le=10, title="Learning rate", description="Adam's step size for delta."
+    )
     kl_factor: float = Field(
         0.0625, ge=0, title="KL factor", description="How strongly the subject's essence ('X is a') is kept."
     )
@@ -52,7 +54,9 @@ class TargetConfig(Config):
     clamp_norm_factor: float = Field(
         0.75, gt=0, le=100, title="Clamp factor", description="delta is held to this multiple of |h|."
     )
-    stop_loss: float = Field(0.05, ge=0, title="Stop loss", description="Stops once the whole loss is under this.")
+    stop_loss: float = Field(
+        0.05, ge=0, title="Stop loss", description="Stops once the whole loss is under this."
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,11 @@ def optimise_target(
             log_p, now = _forward(model, problem, past, layer, delta)
             essence = now.detach() if essence is None else essence
             per_context = -log_p.mean(1)
-            terms = (per_context.mean(), _kl(essence, now, config.kl_factor), _decay(delta, start, config.weight_decay))
+            terms = (
+                per_context.mean(),
+                _kl(essence, now, config.kl_factor),
+                _decay(delta, start, config.weight_decay),
+            )
             loss = terms[0] + terms[1] + terms[2]
         if not torch.isfinite(loss):
             raise EditError(
@@ -161,12 +169,16 @@ def _pose(model: EditableModel, fact: Fact, templates: Sequence[str]) -> _Proble
 def _split(model: EditableModel, problem: _Problem) -> tuple[_Problem, Past]:
     """Remember every row up to the subject's last token; what is left starts at that token."""
     fill = pad_id(model.tokenizer)
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(problem.batch.ids, problem.batch.mask, strict=True)]
+    rows = [
+        ids[mask.bool()].tolist() for ids, mask in zip(problem.batch.ids, problem.batch.mask, strict=True)
+    ]
     cuts = problem.subject.tolist()
     past = model.remember(pad([row[:cut] for row, cut in zip(rows, cuts, strict=True)], fill))
     rest = pad([row[cut:] for row, cut in zip(rows, cuts, strict=True)], fill)
     places = problem.answer_places - problem.subject[:-1, None]
-    return _Problem(rest, torch.zeros_like(problem.subject), problem.answer_rows, places, problem.answer), past
+    return _Problem(
+        rest, torch.zeros_like(problem.subject), problem.answer_rows, places, problem.answer
+    ), past
 
 
 @torch.no_grad()

@@ -35,7 +35,9 @@ def read_paragraphs(text: str, progress: Progress) -> list[str]:
         return _hub_paragraphs(text.removeprefix(HUB_PREFIX), progress)
     path = default_corpus(progress) if text == "wikipedia" else Path(text)
     if not path.is_file():
-        raise ResourceError(f"There is no text file {text!r}.", "Give the path of a UTF-8 text, or 'wikipedia'.")
+        raise ResourceError(
+            f"There is no text file {text!r}.", "Give the path of a UTF-8 text, or 'wikipedia'."
+        )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

@@ -157,7 +157,9 @@ def preview_fact(tokenizer: Any, fact: Fact, context_length: int | None = None) 
     if too_long:
         note = f"Prompt and target are {total} tokens; the model reads at most {context_length}."
     elif len(target_ids) > 1:
-        note = f"The target is {len(target_ids)} tokens; its first token is the one whose probability is shown."
+        note = (
+            f"The target is {len(target_ids)} tokens; its first token is the one whose probability is shown."
+        )
     return TokenPreview(
         tuple(token_texts(tokenizer, ids)),
         find_subject_last(tokenizer, fact),

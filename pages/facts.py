@@ -12,7 +12,7 @@ mine = state.get()
 COLUMN_HELP = {
     "prompt": st.column_config.TextColumn(
         "Prompt",
-        width="medium",
+        width=270,
         help="Text that ends where the answer begins, with the subject in it. Write {} in the subject's place "
         "when it stands there twice.",
     ),
@@ -27,12 +27,12 @@ COLUMN_HELP = {
     ),
     "paraphrases": st.column_config.ListColumn(
         "Paraphrases",
-        width="medium",
+        width=150,
         help="The same question in other words; measures whether the edit generalises.",
     ),
     "neighborhood": st.column_config.ListColumn(
         "Neighbours",
-        width="medium",
+        width=150,
         help=f"Prompts about other subjects that must keep their answer, written as: prompt {rows.ARROW} answer.",
     ),
     "relation": st.column_config.TextColumn("Relation", help="A name for grouping; may stay empty."),
@@ -72,10 +72,12 @@ def show_table() -> None:
     problems = facts_table.edit(COLUMN_HELP)
     if not problems:
         return
-    kept = f"the other {len(mine.facts)} stay" if len(mine.facts) != 1 else "the other one stays"
     how_many = "1 row is not a fact yet" if len(problems) == 1 else f"{len(problems)} rows are not facts yet"
-    st.warning(f"{how_many}; {kept}.")
-    facts_table.show_problems([(item.row, item.field, item.problem, item.remedy) for item in problems])
+    st.warning(f"{how_many}; the good ones stay." if mine.facts else f"{how_many}.")
+    names = {name: f"{config['label']}" for name, config in COLUMN_HELP.items()}
+    facts_table.show_problems(
+        [(item.row, names.get(item.field, item.field), item.problem, item.remedy) for item in problems]
+    )
 
 
 def show_fact() -> None:
@@ -90,6 +92,9 @@ def show_fact() -> None:
     mine.selected_fact = index
     fact = mine.facts[index]
     if engine.current_model() is None:
+        if jobs.running("load"):
+            st.info("The model is being loaded; its tokens and its answer appear here when it is there.")
+            return
         frame.missing("Load a model to see the tokens and what it says today.", "model", "Choose a model")
         return
     left, right = st.columns([5, 4], gap="large")
@@ -165,5 +170,5 @@ if mine.facts:
         show_fact()
 elif jobs.running("upload"):
     st.info("The file is being read.")
-else:
+elif not facts_table.any_rows():
     st.info("Write a fact into the table, upload a file, or add the examples above.")

@@ -50,7 +50,7 @@ class EditRun:
         self.edits: list[Mapping[str, float]] = []
         self.final: list[FactReport] = []
         self.undos: list[bool] = []
-        self.undo_exact = False
+        self.undo_exact: bool | None = None  # not known before everything is undone
         self.interrupted = False
         self._written = 0.0
 

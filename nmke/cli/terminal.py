@@ -111,6 +111,9 @@ class TerminalProgress(Progress):
         """The work as a whole: ``done`` of ``total`` facts."""
         if not self._console.is_terminal:
             return
+        if self._whole is not None and self._bars.tasks[0].description != what:
+            self._bars.remove_task(self._whole)  # another walk over the facts has its own estimate
+            self._whole = None
         if self._whole is None:
             self._whole = self._bars.add_task(what, total=total, amount="")
         self._bars.update(

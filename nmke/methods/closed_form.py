@@ -51,7 +51,9 @@ class ClosedFormConfig(Config):
         title="Statistics text",
         description="The text whose keys are protected; 'none' protects nothing.",
     )
-    target: TargetConfig = Field(TargetConfig(), title="z optimisation", description="How the wanted output is found.")
+    target: TargetConfig = Field(
+        TargetConfig(), title="z optimisation", description="How the wanted output is found."
+    )
     context_seed: int = Field(0, ge=0, title="Context seed", description="Seed of the five context texts.")
 
     @field_validator("layers")
@@ -237,5 +239,3 @@ def context_batch(
             rows.append(encode(model.tokenizer, fill_template(template, fact.prompt)))
             subject.append(find_subject_last(model.tokenizer, fact, template))
     return pad(rows, pad_id(model.tokenizer)), torch.tensor(subject)
-
-

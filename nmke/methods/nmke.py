@@ -54,7 +54,9 @@ class NMKE(Method):
             with watch.stage("target"):
                 targets = find_targets(session, facts, templates, config, progress)
             weights = {layer: mask.weights for layer, mask in masks.items()}
-            written = write_layers(session, facts, targets, templates, spaces, weights, config, progress, watch)
+            written = write_layers(
+                session, facts, targets, templates, spaces, weights, config, progress, watch
+            )
         return Edit(
             method=self.name,
             config=config.model_dump(mode="json"),
@@ -90,4 +92,9 @@ def find_masks(
 def describe_mask(mask: LayerMask) -> dict[str, Any]:
     """The mask's figures, without its tensors."""
     figures = {name: value for name, value in vars(mask).items() if not isinstance(value, Tensor)}
-    return {**figures, "neurons": mask.count, "general": int(mask.general.sum()), "specific": int(mask.specific.sum())}
+    return {
+        **figures,
+        "neurons": mask.count,
+        "general": int(mask.general.sum()),
+        "specific": int(mask.specific.sum()),
+    }

@@ -79,13 +79,18 @@ def add_examples(page: Page) -> None:
     expect(page.get_by_text("Fact to look at")).to_be_visible(timeout=USUAL)
 
 
-def write_row(page: Page, *cells: str) -> None:
-    """Type into the first cells of the empty table's new row as a person does."""
+def write_cells(page: Page, *cells: str) -> None:
+    """Type into the table from the selected cell on, as a person does."""
+    for cell in cells:
+        page.keyboard.type(cell, delay=40)
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(700)
+        settled(page)
+
+
+def start_row(page: Page) -> None:
+    """Open the first cell of the empty table for typing."""
     box = page.get_by_test_id("stDataFrame").first.locator("canvas").first.bounding_box()
     assert box is not None
     page.mouse.dblclick(box["x"] + 180, box["y"] + 52)
-    page.wait_for_timeout(300)
-    for cell in cells:
-        page.keyboard.type(cell)
-        page.keyboard.press("Tab")
-        settled(page)
+    page.wait_for_timeout(1500)

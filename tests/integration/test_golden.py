@@ -85,7 +85,9 @@ def test_scores_are_within_a_thousandth(reference: dict[str, Any], found: Attrib
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_ratios_and_masks_are_the_published_ones(reference: dict[str, Any], found: Attribution, layer: int) -> None:
+def test_ratios_and_masks_are_the_published_ones(
+    reference: dict[str, Any], found: Attribution, layer: int
+) -> None:
     mask = build_mask(found.scores[layer])
     expected = reference["layers"][str(layer)]
     assert mask.rho_general == pytest.approx(expected["rr"], abs=1e-4)
@@ -107,7 +109,10 @@ def test_a_whole_edit_with_the_identity_projection_is_the_published_one(
     config = NMKEConfig.make(statistics={"text": "none"}, attribution={"read_position": "padded"})
     spaces = {layer: NullSpace.everything(smollm2.d_mlp) for layer in config.layers}
     session = EditSession(smollm2)
-    masks = {layer: mask.weights for layer, mask in find_masks(session, [fact], templates, config, Silent()).items()}
+    masks = {
+        layer: mask.weights
+        for layer, mask in find_masks(session, [fact], templates, config, Silent()).items()
+    }
     targets = find_targets(session, [fact], templates, config, Silent())
 
     for kind, used in (("nmke_ref", masks), ("alphaedit", {})):
@@ -115,9 +120,13 @@ def test_a_whole_edit_with_the_identity_projection_is_the_published_one(
         z = targets[0].z.numpy()
         assert np.abs(z - expected["z"]).max() < 1e-3 * np.abs(expected["z"]).max()
         assert np.array(targets[0].losses) == pytest.approx(expected["losses"], abs=2e-3)
-        written = write_layers(session, [fact], targets, templates, spaces, used, config, Silent(), Stopwatch())
+        written = write_layers(
+            session, [fact], targets, templates, spaces, used, config, Silent(), Stopwatch()
+        )
         for number, patch in enumerate(written.patches):
-            update = np.outer(expected["u"][number], expected["resid"][number]) * expected["mask"][number][:, None]
+            update = (
+                np.outer(expected["u"][number], expected["resid"][number]) * expected["mask"][number][:, None]
+            )
             assert np.abs(patch.matrix().numpy() - update).max() < 1e-3 * np.abs(update).max()
             norm = written.details["layers"][number]
             assert norm["solved_norm"] == pytest.approx(float(expected["upd_raw_norm"][number]), rel=1e-3)

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from nmke.attribution import AttributionConfig, Prompt, Reading, _increase, attribute, prompts_of, read_positions
+from nmke.attribution import (
+    AttributionConfig,
+    Prompt,
+    Reading,
+    _increase,
+    attribute,
+    prompts_of,
+    read_positions,
+)
 from nmke.errors import Cancelled, ConfigError, FactError, ModelError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
@@ -36,7 +44,11 @@ def plain_scores(
         before = probability(r)
         scores = []
         for neuron in range(model.d_mlp):
-            amplified = config.scale * float(read.activations[layer][row, neuron]) * model.W_out(layer)[neuron].double()
+            amplified = (
+                config.scale
+                * float(read.activations[layer][row, neuron])
+                * model.W_out(layer)[neuron].double()
+            )
             after = probability(r + amplified)
             if config.kind == "psa":
                 scores.append(after - before)

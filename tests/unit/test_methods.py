@@ -71,14 +71,18 @@ def test_apply_then_undo_is_exact(method: Method, tiny: LoadedModel, config: NMK
         assert same(before, tiny)
 
 
-def test_save_and_load_round_trips(method: Method, tiny: LoadedModel, config: NMKEConfig, tmp_path: Path) -> None:
+def test_save_and_load_round_trips(
+    method: Method, tiny: LoadedModel, config: NMKEConfig, tmp_path: Path
+) -> None:
     session = EditSession(tiny)
     session.apply(method.plan(session, FACTS[:1], config, Silent()))
     session.save(tmp_path / "bundle")
     assert EditSession.load(tiny, tmp_path / "bundle").digest == session.digest
 
 
-def test_a_batch_is_one_edit_with_a_column_per_fact(method: Method, tiny: LoadedModel, config: NMKEConfig) -> None:
+def test_a_batch_is_one_edit_with_a_column_per_fact(
+    method: Method, tiny: LoadedModel, config: NMKEConfig
+) -> None:
     session = EditSession(tiny)
     edit = method.plan(session, FACTS, config, Silent())
     assert [patch.left.shape for patch in edit.patches] == [(tiny.d_mlp, 2)] * 2
@@ -86,8 +90,17 @@ def test_a_batch_is_one_edit_with_a_column_per_fact(method: Method, tiny: Loaded
     assert session.history_keys(1).shape == (tiny.d_mlp, 2)
 
 
-@pytest.mark.parametrize("stage", ["scoring neurons (LPS)", "optimising z", "writing layers", "writing contexts",
-                                   "reading the statistics text", "finding the null space"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "scoring neurons (LPS)",
+        "optimising z",
+        "writing layers",
+        "writing contexts",
+        "reading the statistics text",
+        "finding the null space",
+    ],
+)
 def test_cancelling_in_any_stage_leaves_nothing_behind(
     method: Method, llama: LoadedModel, config: NMKEConfig, stage: str
 ) -> None:
@@ -107,7 +120,9 @@ def test_cancelling_in_any_stage_leaves_nothing_behind(
     assert len(method.plan(session, FACTS[:1], config, Silent()).patches) == 2
 
 
-def test_layers_the_model_does_not_have_are_refused(method: Method, llama: LoadedModel, config: NMKEConfig) -> None:
+def test_layers_the_model_does_not_have_are_refused(
+    method: Method, llama: LoadedModel, config: NMKEConfig
+) -> None:
     with pytest.raises(ModelError, match="layers 0 to 3"):
         method.plan(EditSession(llama), FACTS[:1], config.changed(layers=(1, 9)), Silent())
 
@@ -170,7 +185,9 @@ def test_the_first_layers_update_equals_the_dense_formula(tiny: LoadedModel, con
             if number == 0:
                 R = ((z - kept[(RESID_POST, 2)][0, place].double()) / 2)[:, None]
     K = ((keys[0] + torch.stack(keys[1:]).mean(0)) / 2)[:, None]
-    values, vectors = torch.linalg.eigh(collect_statistics(tiny, config.statistics, (1, 2)).second_moment[1].double())
+    values, vectors = torch.linalg.eigh(
+        collect_statistics(tiny, config.statistics, (1, 2)).second_moment[1].double()
+    )
     kept_vectors = vectors[:, values < 0.05]
     P = kept_vectors @ kept_vectors.T
     X = ridge_solve(K, R, session.history_keys(1), P, config.ridge)

@@ -41,11 +41,15 @@ def measure(new: Answer, true: Answer, paraphrase: Answer, own: tuple[Answer, ..
 
 def test_scores_match_answers_written_out_by_hand() -> None:
     before = measure(
-        answer((1, 2), (5, 6), -8.0), answer((3,), (3,), -1.0), answer((1, 2), (5, 6), -8.0),
+        answer((1, 2), (5, 6), -8.0),
+        answer((3,), (3,), -1.0),
+        answer((1, 2), (5, 6), -8.0),
         (answer((7,), (7,), -1.0), answer((8, 9), (8, 8), -1.0)),
     )
     after = measure(
-        answer((5, 2), (5, 6), -0.5), answer((5,), (3,), -4.0), answer((5, 6), (5, 6), -0.1),
+        answer((5, 2), (5, 6), -0.5),
+        answer((5,), (3,), -4.0),
+        answer((5, 6), (5, 6), -0.1),
         (answer((7,), (7,), -1.0), answer((8, 4), (8, 8), -1.0)),
     )
     report = compare(FACT, before, after)
@@ -61,7 +65,9 @@ def test_scores_without_prompts_are_none_and_left_out_of_the_mean(llama: LoadedM
     bare = Fact("The capital of France is", "France", "Rome")
     measured = measure_fact(llama, bare)
     report = compare(bare, measured, measured)
-    assert report.generalization is None and report.locality is None and report.reliability_probability is None
+    assert (
+        report.generalization is None and report.locality is None and report.reliability_probability is None
+    )
     full = compare(FACT, measure_fact(llama, FACT), measure_fact(llama, FACT))
     means = mean_scores([report, full])
     assert means["locality"] == full.locality == 1.0
@@ -132,3 +138,16 @@ def test_the_inspector_refuses_neurons_that_do_not_exist(llama: LoadedModel) -> 
 
     with pytest.raises(ModelError, match="neurons 0 to 63, not 64"):
         inspect_neuron(llama, 0, 64, [])
+
+
+def test_one_call_edits_and_reports(llama: LoadedModel, cache: object) -> None:
+    from nmke import EditSession, edit_facts
+    from nmke.methods.nmke import NMKEConfig
+
+    session = EditSession(llama)
+    config = NMKEConfig.make(
+        layers=(1, 2), statistics={"text": "none"}, target={"steps": 10, "weight_decay": 0.0, "learning_rate": 0.1}
+    )
+    report = edit_facts(session, [FACT], config=config, generate_tokens=2)[0]
+    assert session.version == 1
+    assert report.after.new.log_probability > report.before.new.log_probability

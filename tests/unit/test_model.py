@@ -66,7 +66,11 @@ def test_a_square_down_projection_keeps_its_orientation(tmp_path: Path) -> None:
 
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=2,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -110,7 +114,9 @@ def test_another_thread_waits_instead_of_seeing_the_swapped_weights(tiny: Loaded
     expected = tiny.run(batch, [("final", -1)])[("final", -1)]
     answers: list[torch.Tensor] = []
     with tiny.weights_in({0: torch.zeros_like(tiny.down_projection(0))}):
-        thread = threading.Thread(target=lambda: answers.append(tiny.run(batch, [("final", -1)])[("final", -1)]))
+        thread = threading.Thread(
+            target=lambda: answers.append(tiny.run(batch, [("final", -1)])[("final", -1)])
+        )
         thread.start()
         thread.join(0.2)
         assert not answers
@@ -146,7 +152,9 @@ def test_layers_out_of_range_are_refused_with_the_range(tiny: LoadedModel) -> No
         tiny.check_layers([1, 7])
 
 
-def test_the_weight_hash_tells_models_apart_and_ignores_active_edits(llama: LoadedModel, tmp_path: Path) -> None:
+def test_the_weight_hash_tells_models_apart_and_ignores_active_edits(
+    llama: LoadedModel, tmp_path: Path
+) -> None:
     other = load_model(str(make_tiny("llama", tmp_path, seed=1)), device="cpu")
     with other.weights_in({0: torch.zeros_like(other.down_projection(0))}):
         inside = other.weight_hash

@@ -34,7 +34,9 @@ def plain_keys(model: LoadedModel, config: StatisticsConfig, layer: int) -> torc
     return torch.cat(rows)
 
 
-def test_the_second_moment_is_the_mean_outer_product_of_keys(tiny: LoadedModel, config: StatisticsConfig) -> None:
+def test_the_second_moment_is_the_mean_outer_product_of_keys(
+    tiny: LoadedModel, config: StatisticsConfig
+) -> None:
     statistics = collect_statistics(tiny, config, LAYERS)
     assert statistics.tokens == 700
     for layer in LAYERS:
@@ -119,7 +121,9 @@ def test_cancelling_keeps_nothing_on_disk(llama: LoadedModel, config: Statistics
     assert not list(cache.rglob("*.safetensors"))
 
 
-def test_a_text_that_is_missing_or_too_short_is_named(llama: LoadedModel, tmp_path: Path, cache: Path) -> None:
+def test_a_text_that_is_missing_or_too_short_is_named(
+    llama: LoadedModel, tmp_path: Path, cache: Path
+) -> None:
     with pytest.raises(ResourceError, match="no text file"):
         collect_statistics(llama, StatisticsConfig.make(text=str(tmp_path / "none.txt")), LAYERS)
     (tmp_path / "short.txt").write_text("Too short.")

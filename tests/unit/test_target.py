@@ -18,8 +18,13 @@ TEMPLATES = ("{}", "Because the river. {}")
 LAYER = 1
 
 
-def plain_loss(model: LoadedModel, delta: torch.Tensor, start: torch.Tensor, kl_from: torch.Tensor | None,
-               config: TargetConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_loss(
+    model: LoadedModel,
+    delta: torch.Tensor,
+    start: torch.Tensor,
+    kl_from: torch.Tensor | None,
+    config: TargetConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One row at a time, without padding, every term written out."""
     tokenizer = model.tokenizer
 

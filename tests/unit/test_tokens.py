@@ -27,7 +27,9 @@ def test_rows_are_padded_on_the_right_and_masked() -> None:
 
 @pytest.mark.parametrize("template", ["{}", "Because the river. {}"])
 @pytest.mark.parametrize("subject", ["France", "the city of London", "été 🙂", "مدينة", "東京"])
-def test_the_subjects_last_token_is_the_one_that_ends_it(llama: LoadedModel, template: str, subject: str) -> None:
+def test_the_subjects_last_token_is_the_one_that_ends_it(
+    llama: LoadedModel, template: str, subject: str
+) -> None:
     fact = Fact("I think {} is", subject, "wide")
     tokenizer = llama.tokenizer
     ids = encode(tokenizer, template.replace("{}", fact.prompt))
