@@ -183,7 +183,7 @@ def overview(
         row, cell = chosen
         width = full / cells
         _outline(figure, (cell * width, row - 0.5, (cell + 1) * width, row + 0.5))
-    finish(figure, height=int(np.clip(90 + 24 * rows, 170, 460)), legend=False)
+    finish(figure, height=int(np.clip(90 + 24 * rows, 170, 360)), legend=False)
     title = "neurons, strongest first (%)" if ranked else "neuron (index)"
     steps = [full * quarter / 4 for quarter in range(4)]
     # The margin leaves room for Plotly's buttons, which would lie on the topmost layer and catch its clicks.

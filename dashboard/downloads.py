@@ -55,10 +55,10 @@ def can_draw() -> bool:
 
 def caption(text: str, figure: go.Figure, name: str, *, key: str) -> None:
     """The sentence under a figure, and beside it the menu with the figure's files."""
-    with st.container(horizontal=True, vertical_alignment="top"):
-        st.caption(text, width="stretch")
-        with st.popover("Save", type="tertiary", icon=":material/download:", help="Save the figure"):
-            figure_files(figure, name, key=key)
+    words, menu = st.columns([0.88, 0.12], gap="xsmall")
+    words.caption(text)
+    with menu.popover("", type="tertiary", icon=":material/download:", help="Save the figure"):
+        figure_files(figure, name, key=key)
 
 
 def figure_files(figure: go.Figure, name: str, *, key: str) -> None:

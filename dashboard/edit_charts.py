@@ -62,7 +62,7 @@ def dumbbells(
     figure.update_layout(margin={"t": 26})
     figure.update_annotations(font={"size": 13})
     figure.update_traces(cliponaxis=False)
-    figure.update_xaxes(title="probability", title_standoff=4, range=[-0.04, 1.04], dtick=0.25)
+    figure.update_xaxes(title="probability", title_standoff=8, range=[-0.04, 1.04], dtick=0.25)
     figure.update_yaxes(
         tickvals=list(y), ticktext=[shorten(label, 44) for label in labels], range=[len(labels) - 0.5, -0.5]
     )

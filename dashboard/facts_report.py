@@ -1,5 +1,6 @@
 """Reports of facts as tables and panels; no Streamlit here."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,14 +46,21 @@ def say_score(value: float | None) -> str:
 
 
 def scores_of(report: "FactReport") -> list[Score]:
-    """Every score that the fact has prompts for."""
+    """The scores that the fact has prompts for; each in both forms, with the formulas of both."""
     from nmke.metrics import FORMULAS
 
-    return [
-        Score(name.replace("_probability", " (probability)").capitalize(), say_score(value), FORMULAS[name])
-        for name, value in report.scores.items()
-        if value is not None
-    ]
+    found = []
+    for name in ("reliability", "generalization", "locality"):
+        other = f"{name}_probability"
+        tokens, probability = report.scores[name], report.scores[other]
+        if tokens is None:
+            continue
+        value, formula = f"**{say_score(tokens)}**", f"{name.capitalize()}: {FORMULAS[name]}."
+        if probability is not None:
+            value += f", by probability **{say_score(probability)}**"
+            formula += f"\n\nBy probability: {FORMULAS[other]}."
+        found.append(Score(name.capitalize(), value, formula))
+    return found
 
 
 def answer_table(report: "FactReport") -> pd.DataFrame:
@@ -71,7 +79,25 @@ def answer_table(report: "FactReport") -> pd.DataFrame:
             fact.neighborhood, before.neighbor_continuations, after.neighbor_continuations, strict=True
         )
     ]
-    return pd.DataFrame(rows, columns=["what", "prompt", "wanted", "before", "after"])
+    return pd.DataFrame(rows, columns=["what", "prompt", "wanted", "answer before", "answer after"])
+
+
+def answer_html(table: pd.DataFrame) -> str:
+    """The answers as an HTML table whose long texts wrap; everything in it is escaped."""
+    cell = "padding:0.35em 0.6em;vertical-align:top;border-bottom:1px solid rgba(128,128,128,0.25);text-align:left"
+    head = "".join(
+        f"<th style='{cell};opacity:0.7;font-weight:400'>{html.escape(name)}</th>" for name in table
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td style='{cell}'><bdi>{html.escape(str(text))}</bdi></td>" for text in row)
+        + "</tr>"
+        for row in table.itertuples(index=False)
+    )
+    return (
+        "<div style='overflow-x:auto'><table style='width:100%;border-collapse:collapse;font-size:0.85rem'>"
+        f"<tr>{head}</tr>{rows}</table></div>"
+    )
 
 
 def fact_table(reports: "Sequence[FactReport]") -> pd.DataFrame:

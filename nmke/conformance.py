@@ -53,11 +53,20 @@ def check_conformance(model: EditableModel, batch: Batch, plain_logits: Tensor) 
     """
     layers = sorted({0, model.n_layers // 2, model.n_layers - 1})
     tests: list[tuple[str, Callable[[], tuple[str, float]]]] = [
-        ("neuron activations are d_mlp wide", lambda: _width(model, batch, layers)),
-        ("activations times W_out give the MLP's write", lambda: _write(model, batch, layers)),
-        ("residual plus the MLP's write gives the layer's output", lambda: _stream(model, batch, layers)),
-        ("frozen final norm reproduces the logits", lambda: _readout(model, batch, plain_logits)),
-        ("hooked and plain model answer alike", lambda: _logits(model, batch, plain_logits)),
+        ("every layer has as many activations as neurons", lambda: _width(model, batch, layers)),
+        (
+            "activations times value vectors give what the layer's neurons write",
+            lambda: _write(model, batch, layers),
+        ),
+        (
+            "what they write plus the stream before it gives the layer's output",
+            lambda: _stream(model, batch, layers),
+        ),
+        (
+            "the final norm, frozen, gives the model's own logits",
+            lambda: _readout(model, batch, plain_logits),
+        ),
+        ("the model answers alike with and without hooks", lambda: _logits(model, batch, plain_logits)),
     ]
     limit = TOLERANCE.get(model.dtype, 1e-4)
     return Conformance(tuple(_perform(name, test, limit) for name, test in tests))

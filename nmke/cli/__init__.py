@@ -40,6 +40,8 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
+    # Must be set before torch is imported: threads that spin while they wait slow every other process down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Libraries that draw their own bars and notes would write over ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

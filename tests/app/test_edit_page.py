@@ -91,9 +91,7 @@ def test_undo_says_that_it_was_exact_and_redo_brings_the_edit_back(edited: AppTe
     assert "bit-exact" in edited.success[0].value
     edited.button(key="edit.redo").click().run()
     assert _session(edited).digest == digest
-    assert "Reliability" in {metric.label for metric in edited.metric}, (
-        "the measures of the version come back"
-    )
+    assert "Reliability" in said(edited), "the measures of the version come back"
 
 
 def test_undoing_everything_can_be_checked(edited: AppTest) -> None:

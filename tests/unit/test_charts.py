@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from dashboard import charts, downloads, edit_charts
@@ -13,7 +14,9 @@ from dashboard.selection import Pick, clamp, layers_text, parse_layers, picked
 RNG = np.random.default_rng(0)
 
 
-def _overview(layers: int = 3, neurons: int = 100, cells: int = 10, chosen: tuple[int, int] | None = None):
+def _overview(
+    layers: int = 3, neurons: int = 100, cells: int = 10, chosen: tuple[int, int] | None = None
+) -> go.Figure:
     binned = [
         bin_layer(RNG.integers(0, 4, neurons), RNG.normal(size=neurons), cells, ranked=True)
         for _ in range(layers)
@@ -90,7 +93,7 @@ def test_the_prompt_heatmap_is_centred_on_zero_whatever_the_scores(values: np.nd
         edit_charts.stage_seconds({"target": 3.0, "solve": 0.2, "total": 3.2}),
     ],
 )
-def test_every_axis_with_ticks_is_named(figure) -> None:
+def test_every_figure_names_its_axes(figure: go.Figure) -> None:
     axes = [axis for axis in figure.select_xaxes()]
     assert any(axis.title.text for axis in axes)
     assert figure.layout.height >= 100

@@ -31,7 +31,7 @@ def test_a_model_whose_norm_is_not_read_right_fails_the_gate_and_is_refused(
     monkeypatch.setattr(Readout, "scale", lambda self, final: 2 * right(self, final))
     model = load_model(str(make_tiny("llama", tmp_path)), device="cpu")
     assert [check.name for check in model.conformance.checks if not check.passed] == [
-        "frozen final norm reproduces the logits"
+        "the final norm, frozen, gives the model's own logits"
     ]
     with pytest.raises(ModelError, match="Generation still works"):
         model.require_conformance()
