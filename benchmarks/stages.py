@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 
 from nmke.attribution import AttributionConfig, attribute, prompts_of
-from nmke.bundle import library_versions
 from nmke.contexts import context_templates
 from nmke.examples import builtin_facts
 from nmke.loading import load_model
@@ -30,6 +29,7 @@ from nmke.moments import collect_statistics, find_statistics
 from nmke.presets import preset_for
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.versions import library_versions
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboard import charts, downloads, edit_charts, edit_history, engine, frame, jobs, state
 from dashboard.edit_work import Measured, measure_now
-from dashboard.facts_report import answer_table, fact_table, probabilities, scores_of
+from dashboard.facts_report import answer_html, answer_table, fact_table, probabilities, scores_of
 from dashboard.tokens_html import visible
 from nmke.errors import NmkeError
 from nmke.progress import Progress
@@ -112,21 +112,8 @@ def _one_fact(reports: "Sequence[FactReport]") -> None:
 def _report(report: "FactReport") -> None:
     with st.container(horizontal=True, gap="medium"):
         for score in scores_of(report):
-            st.markdown(
-                f"{score.name} **{score.value}**", help=f"{score.name}: {score.formula}.", width="content"
-            )
-    table = answer_table(report)
-    st.dataframe(
-        table,
-        hide_index=True,
-        row_height=52,
-        column_config={
-            "what": st.column_config.TextColumn(width="small"),
-            "prompt": st.column_config.TextColumn(width="medium"),
-            "before": st.column_config.TextColumn("answer before", width="medium"),
-            "after": st.column_config.TextColumn("answer after", width="medium"),
-        },
-    )
+            st.markdown(f"{score.name} {score.value}", help=score.formula, width="content")
+    st.html(answer_html(answer_table(report)))
     st.caption(
         "Greedy answers, always read them beside the scores: scores alone mislead. Neighbours are about other "
         "subjects and should answer as before."

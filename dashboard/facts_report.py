@@ -86,7 +86,7 @@ def answer_html(table: pd.DataFrame) -> str:
     """The answers as an HTML table whose long texts wrap; everything in it is escaped."""
     cell = "padding:0.35em 0.6em;vertical-align:top;border-bottom:1px solid rgba(128,128,128,0.25);text-align:left"
     head = "".join(
-        f"<th style='{cell};opacity:0.7;font-weight:400'>{html.escape(name)}</th>" for name in table
+        f"<th style='{cell};opacity:0.7;font-weight:400'>{html.escape(str(name))}</th>" for name in table
     )
     rows = "".join(
         "<tr>"

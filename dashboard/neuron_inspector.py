@@ -187,7 +187,9 @@ def _offer_statistics(model: "LoadedModel", layer: int) -> None:
         st.caption("The statistics are being collected; the passages appear here when that is done.")
         return
     st.caption(f"The statistics text has not been read for layer {layer} yet.")
-    seconds = config.tokens * model.n_parameters / (8e12 if not model.device.startswith("cpu") else 3.5e10)
+    # A forward pass costs about two operations a parameter and token, up to the last layer read.
+    operations = 2.0 * config.tokens * model.n_parameters * (max(layers) + 1) / model.n_layers
+    seconds = operations / (8e10 if model.device.startswith("cpu") else 1e13)
     label = f"Read {config.tokens:,} tokens ({say_estimate(max(seconds, 4))})"
     if st.button(label, key="neurons.statistics.collect", width="stretch"):
         try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nmke.masks import MaskConfig
 
 PURPOSE = "attribution"
-FIRST_FACTS = 8
+FIRST_FACTS = 6
 
 #: What the choices of attribution and mask settings are called on the screen.
 CHOICES: Mapping[str, str] = {

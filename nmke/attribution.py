@@ -168,12 +168,13 @@ def attribute(
 
     Raises:
         FactError: no prompts.
-        ModelError: a layer the model does not have.
+        ModelError: a layer the model does not have, or an architecture that failed the gate.
         Cancelled: from ``progress``; between layers and between blocks of neurons.
     """
     config, progress = config or AttributionConfig(), progress or Silent()
     if not prompts:
         raise FactError("There are no prompts to attribute.", "Add at least one fact.")
+    model.require_conformance()
     chosen = model.check_layers(range(model.n_layers) if layers is None else layers)
     progress.update("reading activations", 0, 1)
     batch = encode_batch(model.tokenizer, [prompt.text for prompt in prompts])

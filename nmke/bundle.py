@@ -1,9 +1,7 @@
 """A session on disk: factors and keys as safetensors, everything else as JSON; read back and compared when written."""
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ from nmke.facts import Fact
 from nmke.model import EditableModel
 from nmke.session import EditSession
 from nmke.store import written_atomically
+from nmke.versions import library_versions
 
 FORMAT = 1
 _TENSORS, _RECORD = "factors.safetensors", "session.json"
-_LIBRARIES = ("nmke", "torch", "transformers", "transformer-lens")
 
 
 def save_session(session: EditSession, folder: Path) -> Path:
@@ -125,17 +123,6 @@ def _record(session: EditSession) -> dict[str, Any]:
             for edit in session.edits
         ],
     }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 def _edit(number: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:

@@ -38,15 +38,7 @@ class LoadedModel(EditableModel):
         self.resolved = resolved
         self.memory = memory
         self.conformance: Conformance = check_conformance(self, _gate_batch(tokenizer), plain_logits)
-
-    def require_conformance(self) -> None:
-        """Refuse work whose mathematics does not hold for this architecture.
-
-        Raises:
-            ModelError: naming the failed checks.
-        """
-        if not self.conformance.passed:
-            raise ModelError(self.conformance.sentence, "Load a model whose checks pass.")
+        self.refusal = "" if self.conformance.passed else self.conformance.sentence
 
 
 def load_model(

@@ -76,6 +76,9 @@ class EditableModel:
         self._parameters: dict[int, nn.Parameter] = {}
         self._pristine: dict[int, Tensor] = {}
         self._active: dict[int, Tensor] = {}
+        self.refusal = (
+            ""  #: why attribution and editing would be wrong on this model; set by the gate at load
+        )
         self.readout = Readout.of(bridge)
         for parameter in bridge.parameters():
             parameter.requires_grad_(False)
@@ -110,6 +113,15 @@ class EditableModel:
     def has_resid_mid(self) -> bool:
         """False where attention and MLP run side by side; the residual is then ``resid_post - mlp_out``."""
         return _HOOKS[RESID_MID].format(0) in self.bridge.hook_dict
+
+    def require_conformance(self) -> None:
+        """Refuse work whose mathematics does not hold for this architecture.
+
+        Raises:
+            ModelError: naming the failed checks.
+        """
+        if self.refusal:
+            raise ModelError(self.refusal, "Load a model whose checks pass.")
 
     def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """The layers in rising order.

@@ -273,5 +273,5 @@ def _digest(stored: Mapping[int, Tensor]) -> str:
     for layer in sorted(stored):
         flat = stored[layer].detach().contiguous().cpu().view(-1).view(torch.uint8)
         digest.update(f"{layer}".encode())
-        digest.update(memoryview(flat.numpy()))
+        digest.update(flat.numpy().tobytes())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nmke.cli.report import model_record, versions, write_json
+from nmke.cli.report import model_record, write_json
 from nmke.cli.terminal import TerminalProgress, warn
 from nmke.config import Config
 from nmke.edit import Edit
@@ -17,6 +17,7 @@ from nmke.loading import LoadedModel
 from nmke.methods import Method
 from nmke.metrics import FORMULAS, FactMeasure, FactReport, compare, mean_scores, measure_fact
 from nmke.session import EditSession
+from nmke.versions import library_versions
 
 STAGES = ("total", "target", "attribution", "keys", "solve")
 SECONDS_BETWEEN_REPORTS = 10.0
@@ -163,7 +164,7 @@ class EditRun:
             "formulas": dict(FORMULAS),
             "facts": self.entries,
             "failures": self.failures,
-            "versions": versions(),
+            "versions": library_versions(),
         }
         if self.final:
             content["means_at_the_end"] = mean_scores(self.final)

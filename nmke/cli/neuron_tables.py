@@ -18,9 +18,10 @@ from nmke.cli.options import (
     parse_layers,
     read_fact_file,
 )
-from nmke.cli.report import model_record, versions, write_json
+from nmke.cli.report import model_record, write_json
 from nmke.cli.terminal import TerminalProgress, note, say
 from nmke.config import Config
+from nmke.versions import library_versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +81,7 @@ def neurons(
             ],
             "config": config.model_dump(mode="json"),
             "layers": summarise(found, masks),
-            "versions": versions(),
+            "versions": library_versions(),
         }
         write_json(out / "summary.json", summary)
     kept = sum(mask.count for mask in masks.values())

@@ -2,29 +2,13 @@
 
 import json
 import math
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nmke import __version__
 from nmke.store import written_atomically
 
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
-
-_PACKAGES = ("torch", "transformers", "transformer-lens", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything a figure depends on."""
-    found = {"nmke": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def model_record(model: "LoadedModel") -> dict[str, Any]:

@@ -109,9 +109,11 @@ def prepare(
     Raises:
         FactError: a fact does not fit the model's context.
         EditError: no facts.
+        ModelError: the architecture failed the gate, or lacks a layer.
     """
     if not facts:
         raise EditError("There are no facts to write.", "Choose at least one fact.")
+    session.model.require_conformance()
     layers = session.model.check_layers(config.layers)
     templates = context_templates(session.model, config.context_seed, progress)
     for fact in facts:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
 from dashboard import bundles
 from dashboard.edit_history import history_table, zip_session
-from dashboard.facts_report import say_score
+from dashboard.facts_report import answer_html, answer_table, say_score
 from nmke.edit import Edit, WeightPatch
 from nmke.errors import SessionError
 from nmke.methods.nmke import NMKE
@@ -73,11 +74,11 @@ def test_the_preset_says_whether_it_was_measured(page: AppTest) -> None:
 def test_an_edit_is_applied_and_shown_before_and_after(edited: AppTest) -> None:
     assert _session(edited).version == 1
     assert "Applied: the model is now at edit version 1" in said(edited)
-    scores = {str(line.value).split(" **")[0]: line for line in edited.markdown if line.help}
+    scores = {str(line.value).split(" ")[0]: line for line in edited.markdown if line.help}
     assert {"Reliability", "Generalization", "Locality"} <= set(scores)
     assert "teacher forcing" in scores["Reliability"].help
-    answers = next(table.value for table in edited.dataframe if "before" in table.value)
-    assert answers["what"].tolist() == ["edit prompt", "paraphrase", "neighbour"]
+    report = state_of(edited).settings["edit.results"][_session(edited).digest].reports[0]
+    assert answer_table(report)["what"].tolist() == ["edit prompt", "paraphrase", "neighbour"]
     changes = next(table.value for table in edited.dataframe if "parameters" in table.value)
     assert changes["neurons"].tolist() == [patch.neurons for patch in _session(edited).edits[0].patches]
     assert "Null space kept:" in said(edited)
@@ -233,6 +234,13 @@ def test_a_file_that_is_no_bundle_is_refused_in_one_sentence(data: bytes, words:
 def test_a_bundle_zipped_with_its_folder_is_found() -> None:
     data = _zip(**{"edits/session.json": b"{}"})
     assert bundles.with_unzipped(data, lambda at: (at / "session.json").is_file())
+
+
+def test_answers_are_escaped() -> None:
+    table = pd.DataFrame([("<script>", "a & b")], columns=["answer before", "answer after"])
+    shown = answer_html(table)
+    assert "<script>" not in shown
+    assert "a &amp; b" in shown
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "–"), (0.0, "0%"), (1.0, "100%"), (0.5, "0.50")])

@@ -146,7 +146,9 @@ def test_one_call_edits_and_reports(llama: LoadedModel, cache: object) -> None:
 
     session = EditSession(llama)
     config = NMKEConfig.make(
-        layers=(1, 2), statistics={"text": "none"}, target={"steps": 10, "weight_decay": 0.0, "learning_rate": 0.1}
+        layers=(1, 2),
+        statistics={"text": "none"},
+        target={"steps": 10, "weight_decay": 0.0, "learning_rate": 0.1},
     )
     report = edit_facts(session, [FACT], config=config, generate_tokens=2)[0]
     assert session.version == 1

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from nmke.attribution import Prompt, attribute
 from nmke.errors import ModelError
+from nmke.facts import Fact
 from nmke.loading import LoadedModel, load_model
+from nmke.methods import get_method
+from nmke.methods.nmke import NMKEConfig
 from nmke.model import MLP_OUT, POST, RESID_MID, RESID_POST
+from nmke.progress import Silent
+from nmke.session import EditSession
 from nmke.tokens import encode_batch
 from tests.tiny import make_tiny
 
@@ -34,7 +40,12 @@ def test_a_model_whose_norm_is_not_read_right_fails_the_gate_and_is_refused(
         "the final norm, frozen, gives the model's own logits"
     ]
     with pytest.raises(ModelError, match="Generation still works"):
-        model.require_conformance()
+        attribute(model, [Prompt("A cat says")])
+    with pytest.raises(ModelError, match="Generation still works"):
+        get_method("nmke").plan(
+            EditSession(model), [Fact("A cat says", "cat", "woof")], NMKEConfig(), Silent()
+        )
+    assert model.generate(["A cat says"], 2)
 
 
 def test_a_parallel_model_gives_the_residual_without_the_mlp(tmp_path: Path) -> None:
