@@ -63,9 +63,7 @@ def plan_and_measure(
     edit = get_method(method).plan(session, facts, config, progress)
     edit.require_finite()
     masters = {patch.layer: session.master(patch.layer) for patch in edit.patches}
-    scratch = {
-        patch.layer: masters[patch.layer] + patch.matrix().to(masters[patch.layer]) for patch in edit.patches
-    }
+    scratch = {patch.layer: patch.added_to(masters[patch.layer]) for patch in edit.patches}
     with session.active(scratch):
         after = _measure(session, facts, words, progress, "measuring after")
     return Measured(

@@ -29,6 +29,10 @@ class WeightPatch:
     def matrix(self) -> Float[Tensor, "d_mlp d_model"]:
         return self.left @ self.right
 
+    def added_to(self, W_out: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
+        """The changed down projection, a new float32 tensor where ``W_out`` lies."""
+        return W_out + self.matrix().to(W_out.device)
+
     @property
     def neurons(self) -> int:
         """How many neurons' value vectors change."""

@@ -246,7 +246,7 @@ class EditSession:
                     f"{patch.right.shape[1]}; this model has {master.shape[0]} of width {master.shape[1]}.",
                     "Load the model the edit was made for.",
                 )
-            masters[patch.layer] = master + patch.matrix().to(master.device)
+            masters[patch.layer] = patch.added_to(master)
             stored[patch.layer] = self.model.as_stored(patch.layer, masters[patch.layer])
             if not torch.isfinite(stored[patch.layer]).all():
                 raise EditError(

@@ -182,7 +182,7 @@ def write_layers(
             if layer in masks:
                 left = left * masks[layer].to(left)[:, None]
             patch = WeightPatch(layer, left.float(), right.float())
-            scratch[layer] = session.master(layer) + patch.matrix()
+            scratch[layer] = patch.added_to(session.master(layer))
         patches.append(patch)
         details.append(
             {

@@ -20,7 +20,7 @@ from tests.browser.steps import (
 pytestmark = pytest.mark.browser
 
 
-def test_a_visitor_loads_a_model_enters_facts_and_sees_every_page(visit: Page) -> None:
+def test_a_visitor_sees_the_neurons_of_a_fact_writes_an_edit_and_undoes_it(visit: Page) -> None:
     load_model(visit)
     no_errors(visit)
     expect(sidebar(visit)).to_contain_text("smollm2-135m")
@@ -33,10 +33,24 @@ def test_a_visitor_loads_a_model_enters_facts_and_sees_every_page(visit: Page) -
     no_errors(visit)
     shoot(visit, "facts")
 
-    for page in ("Neurons", "Edit"):
-        go(visit, page)
-        no_errors(visit)
-        shoot(visit, page.lower())
+    go(visit, "Neurons")
+    button(visit, "Find the neurons").click()
+    expect(visit.get_by_text("Each cell shows the commonest kind")).to_be_visible(timeout=LONG)
+    settled(visit)
+    no_errors(visit)
+    shoot(visit, "neurons")
+
+    go(visit, "Edit")
+    button(visit, "Apply to 1 fact").click()
+    expect(visit.get_by_text("the model is now at edit version 1")).to_be_visible(timeout=LONG)
+    settled(visit)
+    no_errors(visit)
+    expect(sidebar(visit)).to_contain_text("Edit version 1 of 1")
+    shoot(visit, "edit")
+
+    sidebar(visit).get_by_role("button", name="Undo").click()
+    expect(sidebar(visit)).to_contain_text("0 of 1", timeout=USUAL)
+    no_errors(visit)
 
 
 def test_a_fact_typed_into_the_table_is_taken_once_it_is_whole(visit: Page) -> None:
