@@ -3,9 +3,14 @@
 Run it with ``streamlit run dashboard/app.py``.
 """
 
+import os
+
 import streamlit as st
 
 from dashboard import engine, frame
+
+# Threads that spin while they wait slow everything else on a busy laptop; torch reads this when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide", initial_sidebar_state=260)
 pages = [st.Page(file, title=title, url_path=key) for key, (file, title) in frame.PAGES.items()]

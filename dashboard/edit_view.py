@@ -76,7 +76,9 @@ def _choose_facts(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
         "Facts to write in",
         range(len(facts)),
         default=None if key in st.session_state else [mine.selected_fact],
-        format_func=lambda index: say_fact(facts[index], 44),
+        format_func=lambda index: (
+            f"{facts[index].subject} → {facts[index].target_new}: {facts[index].prompt}"
+        ),
         key=key,
         persist_state="session",
         help="Several facts are written in one edit, which is then undone as one.",
