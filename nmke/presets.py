@@ -37,16 +37,15 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
             {
                 "layers": (4, 5, 6, 7, 8),
                 "ridge": 0.1,
-                "null_space_threshold": 0.05,
                 "mask": {
-                    "general_low": 0.45,
-                    "general_high": 0.6,
-                    "specific_low": 0.45,
-                    "specific_high": 0.6,
+                    "general_low": 0.6,
+                    "general_high": 0.8,
+                    "specific_low": 0.6,
+                    "specific_high": 0.8,
                 },
             },
-            "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) 0.91, "
-            "paraphrases 0.59, locality 0.98. The authors' values leave the target at 0.57 on it. How it was found: "
+            "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) 0.95, "
+            "paraphrases 0.64, locality 0.99. The authors' values leave the target at 0.57 on it. How it was found: "
             "benchmarks/presets.md.",
         ),
     }
