@@ -45,8 +45,8 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
                 },
             },
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) 0.95, "
-            "paraphrases 0.64, locality 0.99. The authors' values leave the target at 0.57 on it. How it was found: "
-            "benchmarks/presets.md.",
+            "paraphrases 0.64, locality 0.99. The authors' values reach P(target) 0.57 (facts 1 to 12). How it was "
+            "found: benchmarks/presets.md.",
         ),
     }
 )

@@ -7,6 +7,7 @@ from tests.browser.steps import (
     LONG,
     USUAL,
     add_examples,
+    button,
     go,
     load_model,
     no_errors,
