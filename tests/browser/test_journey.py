@@ -18,7 +18,8 @@ from tests.browser.steps import (
     write_cells,
 )
 
-pytestmark = pytest.mark.browser
+# The first visit on a new machine fetches and converts the model and reads the statistics text.
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
 
 
 def test_a_visitor_sees_the_neurons_of_a_fact_writes_an_edit_and_undoes_it(visit: Page) -> None:
