@@ -41,19 +41,7 @@ def is_hub_id(spec: str) -> bool:
 
 
 def _estimate(key: ModelKey) -> "MemoryEstimate":
-    from nmke.loading import choose_device
-    from nmke.memory import estimate_memory, shape_of
+    from nmke.loading import choose_device, estimate_load
     from nmke.resources import resolve_model
 
-    device = choose_device(key.device)
-    narrow = key.dtype in ("bfloat16", "float16") or (key.dtype == "auto" and device != "cpu")
-    shape = shape_of(resolve_model(key.spec, Silent()))
-    return estimate_memory(
-        shape.n_params,
-        shape.n_layers,
-        shape.d_model,
-        shape.d_mlp,
-        shape.d_vocab,
-        dtype_bytes=2 if narrow else 4,
-        device=device,
-    )
+    return estimate_load(resolve_model(key.spec, Silent()), choose_device(key.device), key.dtype)

@@ -7,11 +7,10 @@ at once and the memory for the dequantized weights is given back.
 import json
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nmke import __version__, child
+from nmke import child
 from nmke.errors import ModelError, NmkeError
 from nmke.progress import Progress, Silent
 from nmke.storage import (
@@ -24,6 +23,7 @@ from nmke.storage import (
     size_of,
     writing,
 )
+from nmke.versions import library_versions
 
 RECORD = "nmke.json"
 GIVE_WHOLE = "Get the file again, or choose another GGUF file or a folder with safetensors."
@@ -68,7 +68,7 @@ def convert_gguf(source: Path, target: Path, progress: Progress | None = None, o
             )
             if done.code != 0:
                 raise _conversion_error(source, done, target.parent)
-            record = {"source": origin or source.name, "sha256": digest, "versions": _versions()}
+            record = {"source": origin or source.name, "sha256": digest, "versions": library_versions()}
             (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             return publish(made, target)
 
@@ -94,10 +94,6 @@ def is_converted(folder: Path, sha256: str) -> bool:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))["sha256"] == sha256
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _versions() -> dict[str, str]:
-    return {"nmke": __version__} | {name: version(name) for name in ("transformers", "gguf", "torch")}
 
 
 def _conversion_error(source: Path, done: child.Finished, folder: Path) -> NmkeError:

@@ -70,7 +70,9 @@ def load_model(
         raise ModelError(f"The dtype {dtype!r} is not known.", f"Choose auto, {', '.join(DTYPES)}.")
     resolved = resolve_model(spec, progress)
     progress.update("checking memory", 0, 1)
-    memory = _require_memory(resolved, chosen_device, dtype, device_map)
+    memory = estimate_load(resolved, chosen_device, dtype, device_map)
+    if not memory.fits:
+        raise ModelError(memory.sentence, "Choose a smaller model, bfloat16, or a device with more memory.")
     progress.update("loading weights", 0, 1)
     network, tokenizer = _read(resolved, chosen_device, dtype, device_map, trust_remote_code)
     gate = _gate_batch(tokenizer)
@@ -110,13 +112,22 @@ def _pick_dtype(dtype: str, device: str) -> torch.dtype | str:
     return torch.float32 if device == "cpu" else "auto"
 
 
-def _require_memory(
-    resolved: ResolvedModel, device: str, dtype: str, device_map: str | None
+def estimate_load(
+    resolved: ResolvedModel, device: str, dtype: str, device_map: str | None = None
 ) -> MemoryEstimate:
+    """What loading would need against what is free, without reading any weights.
+
+    Args:
+        device: as :func:`choose_device` gives it.
+
+    Raises:
+        ModelError: the model's configuration lacks its sizes.
+    """
     shape = shape_of(resolved)
     picked = _pick_dtype(dtype, device)
-    size = 2 if picked == "auto" else torch.empty(0, dtype=picked).element_size()  # type: ignore[arg-type]
-    estimate = estimate_memory(
+    # "auto" on a GPU takes the dtype the weights are stored in; the large models are stored in two bytes.
+    size = picked.itemsize if isinstance(picked, torch.dtype) else 2
+    return estimate_memory(
         shape.n_params,
         shape.n_layers,
         shape.d_model,
@@ -125,9 +136,6 @@ def _require_memory(
         dtype_bytes=size,
         device="all" if device_map else device,
     )
-    if not estimate.fits:
-        raise ModelError(estimate.sentence, "Choose a smaller model, bfloat16, or a device with more memory.")
-    return estimate
 
 
 def _read(
