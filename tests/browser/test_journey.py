@@ -22,6 +22,15 @@ from tests.browser.steps import (
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
 
 
+def another(page: Page) -> Page:
+    """A second visitor of the same dashboard, in a browser session of their own."""
+    browser = page.context.browser
+    assert browser is not None
+    visitor = browser.new_context(viewport=page.viewport_size).new_page()
+    visitor.goto(page.url.rsplit("/", 1)[0])
+    return visitor
+
+
 def test_a_visitor_sees_the_neurons_of_a_fact_writes_an_edit_and_undoes_it(visit: Page) -> None:
     load_model(visit)
     no_errors(visit)
@@ -49,6 +58,17 @@ def test_a_visitor_sees_the_neurons_of_a_fact_writes_an_edit_and_undoes_it(visit
     no_errors(visit)
     expect(sidebar(visit)).to_contain_text("Edit version 1 of 1")
     shoot(visit, "edit")
+
+    other = another(visit)
+    load_model(other)
+    add_examples(other)
+    for page, edited in ((other, False), (visit, True)):
+        go(page, "Facts")
+        expect(page.get_by_text("Next token")).to_be_attached(timeout=LONG)
+        settled(page)
+        expect(page.get_by_text("Rome. Rome is the largest")).to_have_count(0 if edited else 1)
+    expect(sidebar(other)).to_contain_text("No edit yet")
+    other.context.close()
 
     sidebar(visit).get_by_role("button", name="Undo").click()
     expect(sidebar(visit)).to_contain_text("0 of 1", timeout=USUAL)
