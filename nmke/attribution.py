@@ -8,6 +8,8 @@ for the target token ``y`` (NMKE, section 3.2; Yu and Ananiadou, EMNLP 2024, sec
     PSA_i =     p(y | r + lambda m_i v_i) -     p(y | r)
     MPC_i = m_i
 
+How the scores are computed, plainly and fast: :mod:`nmke.scores`.
+
 Example:
     >>> found = attribute(model, prompts_of(facts), layers=[4, 5])
     >>> found.scores[4].shape  # [prompt, d_mlp]
@@ -15,64 +17,21 @@ Example:
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from nmke.config import Config
 from nmke.errors import FactError
 from nmke.facts import Fact
 from nmke.model import POST, RESID_MID, RESID_POST, EditableModel, Site
 from nmke.progress import Progress, Silent
+from nmke.scores import AttributionConfig as AttributionConfig
+from nmke.scores import Reading, score_layers
 from nmke.tokens import Batch, encode_batch, encode_continuation, fill_template, token_texts
-
-
-class AttributionConfig(Config):
-    """How neurons are scored."""
-
-    kind: Literal["lps", "psa", "mpc"] = Field(
-        "lps",
-        title="Score",
-        description="LPS: rise of the target's log-probability when the neuron is amplified. PSA: rise of its "
-        "probability. MPC: the activation itself, far cheaper.",
-    )
-    target: Literal["top1", "new", "true"] = Field(
-        "top1",
-        title="Target token",
-        description="Which token's probability is followed: the model's own prediction (the authors' choice), the "
-        "new answer's first token, or the true answer's.",
-    )
-    scale: float = Field(
-        30.0,
-        gt=0,
-        le=1000,
-        title="Amplification lambda",
-        description="How strongly each neuron is amplified.",
-    )
-    prob_floor: float = Field(
-        1e-8,
-        ge=0,
-        lt=1,
-        title="Probability floor",
-        description="Probabilities are raised to this before the log.",
-    )
-    read_position: Literal["last", "padded"] = Field(
-        "last",
-        title="Read position",
-        description="'last' reads each prompt's last real token; 'padded' reads position -1 of the right-padded "
-        "batch, as the published code does, which is a pad token for all but the longest prompt.",
-    )
-    memory_mib: int = Field(
-        512,
-        ge=16,
-        title="Workspace (MiB)",
-        description="Largest block of neuron-by-vocabulary logits held at once.",
-    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +61,8 @@ class Attribution:
         activations: per layer the neuron activations at the position read [prompt, d_mlp].
         target_ids: the token followed, per prompt.
         seconds: time spent per layer.
+        bounds: per layer how far each score may be off [prompt, d_mlp]: 0 where the whole vocabulary was read.
+            See :mod:`nmke.partition` for what the bound promises.
     """
 
     layers: tuple[int, ...]
@@ -112,6 +73,7 @@ class Attribution:
     target_tokens: tuple[str, ...]
     seconds: Mapping[int, float]
     config: AttributionConfig
+    bounds: Mapping[int, Float[Tensor, "prompt d_mlp"]] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """Long table: layer, prompt, target, neuron, score, activation."""
@@ -180,12 +142,12 @@ def attribute(
     batch = encode_batch(model.tokenizer, [prompt.text for prompt in prompts])
     read = read_positions(model, batch, chosen, config.read_position)
     targets = _targets(model, prompts, read)
-    scores, seconds = {}, {}
-    for done, layer in enumerate(chosen):
-        progress.update(f"scoring neurons ({config.kind.upper()})", done, len(chosen), f"layer {layer}")
-        started = time.perf_counter()
-        scores[layer] = score_layer(model, layer, read, targets, config, progress)
+    scores, bounds, seconds = {}, {}, {}
+    started = time.perf_counter()
+    for layer, score, bound in score_layers(model, chosen, read, targets, config, progress):
+        scores[layer], bounds[layer] = score, bound
         seconds[layer] = time.perf_counter() - started
+        started = time.perf_counter()
     progress.update(f"scoring neurons ({config.kind.upper()})", len(chosen), len(chosen))
     return Attribution(
         layers=chosen,
@@ -196,22 +158,8 @@ def attribute(
         target_tokens=tuple(token_texts(model.tokenizer, targets.tolist())),
         seconds=seconds,
         config=config,
+        bounds=bounds,
     )
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one forward pass says at the position read, float32.
-
-    Attributes:
-        activations: per layer [prompt, d_mlp].
-        resid_mid: per layer the residual before the MLP's write [prompt, d_model].
-        final: the last layer's output [prompt, d_model], whose norm scale is frozen.
-    """
-
-    activations: Mapping[int, Float[Tensor, "prompt d_mlp"]]
-    resid_mid: Mapping[int, Float[Tensor, "prompt d_model"]]
-    final: Float[Tensor, "prompt d_model"]
 
 
 def read_positions(
@@ -241,63 +189,3 @@ def _targets(model: EditableModel, prompts: Sequence[Prompt], read: Reading) -> 
         for prompt, own in zip(prompts, top1.tolist(), strict=True)
     ]
     return torch.tensor(chosen, device=model.device)
-
-
-def score_layer(
-    model: EditableModel,
-    layer: int,
-    read: Reading,
-    targets: Int[Tensor, " prompt"],
-    config: AttributionConfig,
-    progress: Progress | None = None,
-    block: int | None = None,
-) -> Float[Tensor, "prompt d_mlp"]:
-    """Exact scores of one layer, on the CPU.
-
-    The logits' change ``c_i a_i`` has the direction ``a_i = U diag(g) v_i``, which all prompts share, and the number
-    ``c_i = lambda m_i s``. So ``a`` is computed once per block of neurons and every prompt reuses it; the block's size
-    keeps the [neuron, d_vocab] product within ``config.memory_mib``.
-    """
-    activations = read.activations[layer]
-    if config.kind == "mpc":
-        return activations.cpu()
-    readout = model.readout
-    scale = readout.scale(read.final)
-    base = readout.logits(read.resid_mid[layer], scale)
-    values = readout.direction(model.W_out(layer).to(model.device))
-    unembedding = readout.unembedding.float()
-    block = block or neurons_per_block(config.memory_mib, len(unembedding))
-    scores = torch.empty_like(activations)
-    for start in range(0, len(values), block):
-        chunk = slice(start, start + block)
-        directions = values[chunk] @ unembedding.T
-        for row in range(len(activations)):
-            if progress is not None:
-                progress.update(
-                    f"scoring neurons ({config.kind.upper()})", start, len(values), f"layer {layer}"
-                )
-            amounts = config.scale * activations[row, chunk] * scale[row]
-            scores[row, chunk] = _increase(base[row], directions, amounts, int(targets[row]), config)
-    return scores.cpu()
-
-
-def neurons_per_block(memory_mib: int, d_vocab: int) -> int:
-    """How many neurons' logits fit the workspace: two float32 blocks [neuron, d_vocab], directions and changed."""
-    return max(1, memory_mib * 2**20 // (2 * 4 * d_vocab))
-
-
-def _increase(
-    base: Float[Tensor, " d_vocab"],
-    directions: Float[Tensor, "neuron d_vocab"],
-    amounts: Float[Tensor, " neuron"],
-    target: int,
-    config: AttributionConfig,
-) -> Float[Tensor, " neuron"]:
-    """The target's rise when each neuron alone adds ``amounts[i] * directions[i]`` to the logits."""
-    changed = torch.addcmul(base, directions, amounts[:, None])
-    after = changed[:, target] - changed.logsumexp(-1)
-    before = base[target] - base.logsumexp(-1)
-    if config.kind == "psa":
-        return after.exp() - before.exp()
-    floor = torch.tensor(config.prob_floor, device=base.device)
-    return after.exp().clamp_min(floor).log() - before.exp().clamp_min(floor).log()

@@ -8,8 +8,6 @@ import torch
 from nmke.attribution import (
     AttributionConfig,
     Prompt,
-    Reading,
-    _increase,
     attribute,
     prompts_of,
     read_positions,
@@ -17,7 +15,8 @@ from nmke.attribution import (
 from nmke.errors import Cancelled, ConfigError, FactError, ModelError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
-from nmke.progress import Progress
+from nmke.progress import Progress, Silent
+from nmke.scores import Reading, layers_together, neurons_per_block, rise, score_layers, score_plain
 from nmke.tokens import encode_batch
 
 PROMPTS = [Prompt("The capital of France is"), Prompt("A cat says"), Prompt("You and I take")]
@@ -70,38 +69,54 @@ def test_scores_equal_the_definition_neuron_by_neuron(tiny: LoadedModel, kind: s
         assert torch.allclose(found.scores[layer], expected.float(), atol=2e-5)
 
 
-def test_the_increase_matches_numbers_worked_out_by_hand() -> None:
-    # Two tokens, base logits 0 and 0: p = 1/2. Adding 2 * (ln 3, 0) / 2 gives odds 3 : 1, so p = 3/4.
-    base, directions = torch.zeros(2), torch.tensor([[math.log(3) / 2, 0.0]])
-    amounts = torch.tensor([2.0])
-    lps = _increase(base, directions, amounts, 0, AttributionConfig())
-    psa = _increase(base, directions, amounts, 0, AttributionConfig.make(kind="psa"))
-    assert float(lps) == pytest.approx(math.log(0.75) - math.log(0.5), abs=1e-6)
-    assert float(psa) == pytest.approx(0.25, abs=1e-6)
+def test_the_rise_matches_numbers_worked_out_by_hand() -> None:
+    # From p = 1/2 to odds of 3 : 1, p = 3/4.
+    before, after = torch.tensor(0.5).log(), torch.tensor([0.75]).log()
+    assert float(rise(before, after, AttributionConfig())) == pytest.approx(math.log(1.5), abs=1e-6)
+    assert float(rise(before, after, AttributionConfig.make(kind="psa"))) == pytest.approx(0.25, abs=1e-6)
 
 
 def test_probabilities_are_raised_to_the_floor_before_the_log() -> None:
-    base, directions = torch.tensor([0.0, 60.0]), torch.tensor([[0.0, -60.0]])
-    score = _increase(base, directions, torch.tensor([1.0]), 0, AttributionConfig())
-    assert float(score) == pytest.approx(math.log(0.5) - math.log(1e-8), abs=1e-4)
+    score = rise(torch.tensor(0.5).log(), torch.tensor([-60.0]), AttributionConfig())
+    assert float(score) == pytest.approx(math.log(1e-8) - math.log(0.5), abs=1e-4)
+
+
+def _read(model: LoadedModel, layers: list[int]) -> tuple[Reading, torch.Tensor]:
+    batch = encode_batch(model.tokenizer, [p.text for p in PROMPTS])
+    return read_positions(model, batch, layers, "last"), torch.tensor([5, 6, 7])
+
+
+@pytest.mark.parametrize("kind", ["lps", "psa"])
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_fast_scores_equal_the_plain_twins(tiny: LoadedModel, kind: str, scale: float) -> None:
+    read, targets = _read(tiny, [0, 1, 2, 3])
+    config = AttributionConfig.make(kind=kind, scale=scale)
+    for layer, scores, bounds in score_layers(tiny, [0, 1, 2, 3], read, targets, config, Silent()):
+        plain = score_plain(tiny, layer, read, targets, config)
+        # Amplified a thousandfold the logits are in the thousands, and float32 carries 7 digits of them.
+        assert torch.allclose(scores, plain, atol=2e-5 * scale / 30, rtol=1e-4)
+        assert (bounds == 0).all()  # 320 tokens: every one is read
 
 
 def test_a_block_boundary_does_not_change_a_score(llama: LoadedModel) -> None:
-    from nmke.attribution import score_layer
-
-    read = read_positions(llama, encode_batch(llama.tokenizer, [p.text for p in PROMPTS]), [2], "last")
-    targets = torch.tensor([5, 6, 7])
-    whole = score_layer(llama, 2, read, targets, AttributionConfig())
+    read, targets = _read(llama, [2])
+    whole = score_plain(llama, 2, read, targets, AttributionConfig())
     # 64 neurons are no multiple of 7, so the last block is short.
-    blocks = score_layer(llama, 2, read, targets, AttributionConfig(), block=7)
+    blocks = score_plain(llama, 2, read, targets, AttributionConfig(), block=7)
     assert torch.allclose(blocks, whole, atol=1e-6)
 
 
-def test_the_workspace_bounds_the_block() -> None:
-    from nmke.attribution import neurons_per_block
+def test_more_prompts_than_share_a_draw_are_scored_as_if_alone(llama: LoadedModel) -> None:
+    many = attribute(llama, [*PROMPTS, *PROMPTS, *PROMPTS, *PROMPTS], [1])
+    few = attribute(llama, PROMPTS, [1])
+    assert torch.allclose(many.scores[1][9:], few.scores[1], atol=1e-5)
 
+
+def test_the_workspace_bounds_the_block_and_the_layers_prepared_at_once() -> None:
     assert neurons_per_block(512, 128_256) * 2 * 4 * 128_256 <= 512 * 2**20
     assert neurons_per_block(16, 10**9) == 1
+    assert layers_together(512, 128_256) * 3 * 4 * 8 * 128_256 <= 512 * 2**20
+    assert layers_together(16, 10**9) == 1
 
 
 def test_mpc_is_the_activation_at_the_last_real_token(tiny: LoadedModel) -> None:
