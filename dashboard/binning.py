@@ -41,9 +41,31 @@ def bin_layer(
     """Bin one layer's neurons, strongest first (``ranked``) or by index."""
     order = np.argsort(-strength, kind="stable") if ranked else np.arange(len(kinds))
     members = tuple(np.array_split(order, min(bins, len(kinds))))
-    counts = np.stack([np.bincount(kinds[group], minlength=len(KINDS)) for group in members]).astype(np.int64)
-    strongest = np.array([group[np.argmax(strength[group])] for group in members], dtype=np.int64)
+    cell = np.empty(len(kinds), dtype=np.int64)
+    cell[order] = np.repeat(np.arange(len(members)), [len(group) for group in members])
+    codes = cell * len(KINDS) + kinds
+    counts = np.bincount(codes, minlength=len(members) * len(KINDS)).reshape(-1, len(KINDS)).astype(np.int64)
+    # Of the neurons, strongest first, the first one that lies in each cell.
+    falling = order if ranked else np.argsort(-strength, kind="stable")
+    strongest = falling[np.unique(cell[falling], return_index=True)[1]]
     return BinnedLayer(counts, counts.argmax(1), strongest, members)
+
+
+def bin_rows(
+    values: NDArray[np.floating], most: int
+) -> tuple[NDArray[np.floating], tuple[NDArray[np.int64], ...]]:
+    """At most ``most`` rows of a [row, column] table: (values, the rows each one joins).
+
+    Neighbouring rows are joined, and each cell keeps the one value furthest from zero with its sign, so that a lone
+    extreme cell is never averaged away.
+    """
+    members = tuple(np.array_split(np.arange(len(values)), max(1, min(most, len(values)))))
+    if len(members) == len(values):
+        return values, members
+    size = np.abs(np.nan_to_num(values))
+    picked = [group[size[group].argmax(0)] for group in members]
+    columns = np.arange(values.shape[1])
+    return np.stack([values[row, columns] for row in picked]), members
 
 
 def strongest_first(values: NDArray[np.floating], limit: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ No background or text colour is set, so the figures take them from Streamlit's l
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -48,6 +49,11 @@ def finish(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
     figure.update_xaxes(automargin=True, zeroline=False)
     figure.update_yaxes(automargin=True, zeroline=False)
     return figure
+
+
+def drawn(spec: dict[str, Any]) -> go.Figure:
+    """The figure of a kept specification; it was checked when it was drawn, and checking is most of the time."""
+    return go.Figure(spec, _validate=False)
 
 
 def shorten(text: str, limit: int = 36) -> str:
@@ -260,15 +266,13 @@ def prompt_heatmap(
         1,
     )
     grid_y, grid_x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    names = [KINDS[int(kind)] for kind in kinds]
-    data = np.empty((rows * columns, 5), dtype=object)
-    for spot, (row, column) in enumerate(zip(grid_y.ravel().tolist(), grid_x.ravel().tolist(), strict=True)):
-        value = float(values[row, column])
-        data[spot] = [layer, int(neurons[column]), f"{value:.4g}", names[column], shorten(labels[row], 90)]
-    hover = (
-        "%{customdata[4]}<br>layer %{customdata[0]}, neuron %{customdata[1]} "
-        "(%{customdata[3]}): %{customdata[2]}"
-    )
+    data = np.empty((rows * columns, 4), dtype=object)
+    data[:, 0] = layer
+    data[:, 1] = np.tile(np.asarray(neurons), rows)
+    data[:, 2] = [f"{value:.4g}" for value in values.ravel().tolist()]
+    data[:, 3] = np.tile([KINDS[int(kind)] for kind in kinds], rows)
+    # The prompt comes from the axis: written into every cell it would be most of what is sent.
+    hover = "%{y}<br>layer %{customdata[0]}, neuron %{customdata[1]} (%{customdata[3]}): %{customdata[2]}"
     figure.add_trace(_touch(grid_x.ravel().astype(float), grid_y.ravel().astype(float), data, hover), 2, 1)
     _kind_legend(figure)
     if chosen is not None and chosen in list(neurons):

@@ -5,12 +5,16 @@ import io
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard.charts import CONFIG
+
+#: A figure, or the same as plain data (its ``to_dict``).
+Figure: TypeAlias = go.Figure | dict[str, Any]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
@@ -27,23 +31,24 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def html_bytes(figure: go.Figure) -> bytes:
+def html_bytes(figure: Figure) -> bytes:
     """The figure as one HTML file that works without a network."""
     text: str = _for_paper(figure).to_html(include_plotlyjs=True, full_html=True, config=CONFIG)
     return text.encode()
 
 
-def image_bytes(figure: go.Figure, kind: str) -> bytes:
+def image_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as ``svg`` or ``png``; needs a Chrome or Chromium on this machine (see :func:`can_draw`)."""
     plain = _for_paper(figure).update_layout(paper_bgcolor="white", width=1100)
     data: bytes = plain.to_image(format=kind, scale=2)
     return data
 
 
-def _for_paper(figure: go.Figure) -> go.Figure:
+def _for_paper(figure: Figure) -> go.Figure:
     """The figure standing alone: with its legend, which the page shows beside it."""
-    margin = {"t": max(figure.layout.margin.t or 0, 60)}
-    return go.Figure(figure).update_layout(template="plotly_white", showlegend=True, margin=margin)
+    alone = go.Figure(figure)
+    margin = {"t": max(alone.layout.margin.t or 0, 60)}
+    return alone.update_layout(template="plotly_white", showlegend=True, margin=margin)
 
 
 def can_draw() -> bool:
@@ -53,7 +58,7 @@ def can_draw() -> bool:
     return bool(os.environ.get("BROWSER_PATH")) or any(shutil.which(name) for name in BROWSERS)
 
 
-def caption(text: str, figure: go.Figure, name: str, *, key: str) -> None:
+def caption(text: str, figure: Figure, name: str, *, key: str) -> None:
     """The sentence under a figure, and beside it the menu with the figure's files."""
     words, menu = st.columns([0.88, 0.12], gap="xsmall")
     words.caption(text)
@@ -61,7 +66,7 @@ def caption(text: str, figure: go.Figure, name: str, *, key: str) -> None:
         figure_files(figure, name, key=key)
 
 
-def figure_files(figure: go.Figure, name: str, *, key: str) -> None:
+def figure_files(figure: Figure, name: str, *, key: str) -> None:
     """A small menu with the figure's files."""
     makers: list[tuple[str, str, str, Callable[[], bytes]]] = [
         ("HTML (interactive)", "html", "text/html", lambda: html_bytes(figure))

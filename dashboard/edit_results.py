@@ -86,8 +86,12 @@ def _take_measured(session: "EditSession") -> None:
 
 def _dumbbells(reports: "Sequence[FactReport]", version: str) -> None:
     labels = [f"{report.fact.subject} → {report.fact.target_new}" for report in reports[:DRAWN]]
-    figure = edit_charts.dumbbells(labels, probabilities(reports[:DRAWN]))
-    st.plotly_chart(figure, key="edit.dumbbells", config=charts.CONFIG, alt="Probabilities before and after")
+    panels = probabilities(reports[:DRAWN])
+    key = (*labels, *((title, *before, *after) for title, (before, after) in panels.items()))
+    figure = state.get().kept.figure("edit.dumbbells", key, lambda: edit_charts.dumbbells(labels, panels))
+    st.plotly_chart(
+        charts.drawn(figure), key="edit.dumbbells", config=charts.CONFIG, alt="Probabilities before and after"
+    )
     more = f" The first {DRAWN} of {len(reports)} facts; the table has all." if len(reports) > DRAWN else ""
     downloads.caption(
         f"Probability of each answer's first token on the edit prompt, {version}, grey before and green after. The new "
@@ -143,12 +147,15 @@ def weights(session: "EditSession", measured: Measured | None) -> None:
 
 def _changes(measured: Measured) -> None:
     table = pd.DataFrame(measured.changes)
-    figure = edit_charts.layer_changes(
-        [int(layer) for layer in table["layer"]],
-        [int(count) for count in table["neurons"]],
-        table["relative_norm"].tolist(),
+    shown = (
+        tuple(int(layer) for layer in table["layer"]),
+        tuple(int(count) for count in table["neurons"]),
+        tuple(table["relative_norm"].tolist()),
     )
-    st.plotly_chart(figure, key="edit.layer_changes", config=charts.CONFIG, alt="Neurons changed per layer")
+    figure = state.get().kept.figure("edit.layer_changes", shown, lambda: edit_charts.layer_changes(*shown))
+    st.plotly_chart(
+        charts.drawn(figure), key="edit.layer_changes", config=charts.CONFIG, alt="Neurons changed per layer"
+    )
     downloads.caption(
         f"{int(table['neurons'].sum()):,} neurons and {int(table['parameters'].sum()):,} parameters changed. Later "
         "layers usually move more, because they make up for what the mask left out; a change above a tenth of the "
@@ -175,8 +182,15 @@ def _null_space(measured: Measured) -> None:
     assert found is not None
     kept = ", ".join(f"{found.kept[layer]:.0%} in layer {layer}" for layer in sorted(found.kept))
     st.markdown(f"**Null space kept: {kept}**")
-    figure = edit_charts.spectrum(found.eigenvalues, found.threshold, found.kept)
-    st.plotly_chart(figure, key="edit.spectrum", config=charts.CONFIG, alt="Eigenvalue spectrum per layer")
+    lines = tuple((layer, values.tobytes()) for layer, values in found.eigenvalues.items())
+    figure = state.get().kept.figure(
+        "edit.spectrum",
+        (lines, found.threshold, tuple(found.kept.items())),
+        lambda: edit_charts.spectrum(found.eigenvalues, found.threshold, found.kept),
+    )
+    st.plotly_chart(
+        charts.drawn(figure), key="edit.spectrum", config=charts.CONFIG, alt="Eigenvalue spectrum per layer"
+    )
     downloads.caption(
         "Eigenvalues of the keys' second moment on ordinary text. Directions under the dashed threshold are hardly "
         "used there, and only those may be written to; less than half of them kept would leave an edit little room.",
@@ -190,8 +204,13 @@ def _seconds(edit: "Edit") -> None:
     if len(edit.seconds) < 2:
         return
     with st.expander(f"Computed in {edit.seconds.get('total', sum(edit.seconds.values())):.1f} seconds"):
-        figure = edit_charts.stage_seconds(edit.seconds)
-        st.plotly_chart(figure, key="edit.seconds", config=charts.CONFIG, alt="Seconds per stage")
+        stages = tuple(edit.seconds.items())
+        figure = state.get().kept.figure(
+            "edit.seconds", stages, lambda: edit_charts.stage_seconds(edit.seconds)
+        )
+        st.plotly_chart(
+            charts.drawn(figure), key="edit.seconds", config=charts.CONFIG, alt="Seconds per stage"
+        )
         st.caption(
             "Seconds of each stage; the statistics are collected once per model and then read from disk."
         )
@@ -200,8 +219,13 @@ def _seconds(edit: "Edit") -> None:
 # ---- any prompt -------------------------------------------------------------------------------------------------
 
 
-def try_prompt(session: "EditSession") -> None:
-    """One prompt on the original and on the edited model, side by side."""
+def try_prompt(session: "EditSession", is_open: bool) -> None:
+    """One prompt on the original and on the edited model, side by side.
+
+    Args:
+        session: this visitor's edits.
+        is_open: whether the visitor looks at this; answers take seconds and are not written for nobody.
+    """
     last = session.edits[-1].facts[0].prompt if session.version else ""
     with st.form("edit.try", border=False):
         prompt = st.text_input(
@@ -212,7 +236,9 @@ def try_prompt(session: "EditSession") -> None:
             max_chars=4000,
         )
         words = st.slider("Tokens to write", 1, 60, 20, key="edit.try_words", persist_state="session")
-        st.form_submit_button("Answer with both", type="primary", icon=":material/compare_arrows:")
+        asked = st.form_submit_button("Answer with both", type="primary", icon=":material/compare_arrows:")
+    if not is_open and not asked:
+        return
     prompt = prompt.strip() or last
     if not prompt:
         st.caption("Write any prompt to read what the original and the edited model answer.")
@@ -229,7 +255,8 @@ def try_prompt(session: "EditSession") -> None:
 
 
 def _answer(prompt: str, words: int, *, edited: bool) -> None:
-    written = engine.continuations((prompt,), words, edited)
+    with st.spinner("Asking the model"):
+        written = engine.continuations((prompt,), words, edited)
     if isinstance(written, engine.Busy):
         st.info(written.sentence)
         return

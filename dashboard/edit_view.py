@@ -189,7 +189,9 @@ def _result_side(model: "LoadedModel") -> None:
     session = engine.current_session()
     assert session is not None
     facts, weights, history, words = st.tabs(
-        ["Facts before and after", "Change of the weights", "History", "Try a prompt"], key="edit.tabs"
+        ["Facts before and after", "Change of the weights", "History", "Try a prompt"],
+        key="edit.tabs",
+        on_change="rerun",  # so that the last tab knows whether it is open
     )
     results: dict[str, Measured] = state.get().settings.get("edit.results", {})
     measured = results.get(session.digest)
@@ -200,4 +202,4 @@ def _result_side(model: "LoadedModel") -> None:
     with history, frame.guard("Showing the history"):
         edit_history.show(model, session)
     with words, frame.guard("Comparing the answers"):
-        edit_results.try_prompt(session)
+        edit_results.try_prompt(session, bool(words.open))

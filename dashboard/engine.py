@@ -65,6 +65,7 @@ def begin_run() -> None:
 
 def _forget_model(mine: state.AppState) -> None:
     mine.model_key = mine.edit_session = None
+    mine.kept.clear()
 
 
 # ---- models -------------------------------------------------------------------------------------------------
@@ -191,8 +192,8 @@ class Busy:
         return False
 
 
-class _BusyError(Exception):
-    """Keeps a busy answer out of the cache."""
+class BusyError(Exception):
+    """Keeps a busy answer out of a cache; says the same sentence."""
 
 
 def quick(work: Callable[[], T], wait: float = 0.4) -> T | Busy:
@@ -206,6 +207,18 @@ def quick(work: Callable[[], T], wait: float = 0.4) -> T | Busy:
         return work()
     finally:
         model.lock.release()
+
+
+def quick_or_raise(work: Callable[[], T]) -> T:
+    """Short work as in :func:`quick`, for what is kept.
+
+    Raises:
+        BusyError: the model was computing something else.
+    """
+    found = quick(work)
+    if isinstance(found, Busy):
+        raise BusyError(found.sentence)
+    return found
 
 
 def continuations(prompts: tuple[str, ...], max_new_tokens: int, edited: bool) -> list[str] | Busy:
@@ -259,14 +272,11 @@ def _answers_key(edited: bool) -> EditKey | None:
 def _cached_or_busy(key: EditKey, work: Callable[[], T]) -> T | Busy:
     try:
         answer: T = _answer(key, work)
-    except _BusyError:
-        return Busy()
+    except BusyError as busy:
+        return Busy(str(busy))
     return answer
 
 
 @st.cache_data(show_spinner=False, max_entries=400)
 def _answer(key: EditKey, _work: Callable[[], Any]) -> Any:
-    found = quick(_work)
-    if isinstance(found, Busy):
-        raise _BusyError
-    return found
+    return quick_or_raise(_work)

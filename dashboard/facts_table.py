@@ -14,6 +14,7 @@ from nmke.progress import Progress
 from nmke.readers import FactTable, RowProblem, facts_to_csv, facts_to_jsonl, read_facts
 
 _BASE, _ROWS, _TURN, _REPORT = "facts.base", "facts.rows", "facts.turn", "facts.report"
+_READ = "facts.read"
 _SHOWN = tuple(name for name in rows.COLUMNS if name != "case_id")
 _ROW_HEIGHT = 35
 
@@ -84,9 +85,17 @@ def edit(columns: Mapping[str, Any]) -> tuple[rows.Problem, ...]:
         row_height=_ROW_HEIGHT,
         width="stretch",
     )
-    now: list[rows.Row] = [dict(zip(rows.COLUMNS, cells, strict=True)) for cells in edited.to_numpy()]
-    mine.settings[_ROWS] = [row for row in now if not rows.is_empty(row)]
-    facts, problems = rows.read_rows(now)
+    typed = repr(st.session_state[key])
+
+    def read() -> tuple[list[rows.Row], tuple[Fact, ...], tuple[rows.Problem, ...]]:
+        now: list[rows.Row] = [dict(zip(rows.COLUMNS, cells, strict=True)) for cells in edited.to_numpy()]
+        return ([row for row in now if not rows.is_empty(row)], *rows.read_rows(now))
+
+    # What was typed says it all, as long as it is typed into the same rows.
+    kept = mine.settings.get(_READ)
+    if kept is None or kept[0] is not base or kept[1] != typed:
+        kept = mine.settings[_READ] = (base, typed, read())
+    mine.settings[_ROWS], facts, problems = kept[2]
     mine.set_facts(facts)
     return problems
 
@@ -208,7 +217,7 @@ def download(label: str, ending: str, mime: str) -> None:
     write = facts_to_csv if ending == "csv" else facts_to_jsonl
     st.download_button(
         label,
-        write(facts) if facts else "",
+        lambda: write(facts) if facts else "",  # written when somebody clicks, not on every rerun
         file_name=f"facts.{ending}",
         mime=mime,
         key=f"facts.download.{ending}",

@@ -80,15 +80,10 @@ def _kind_line(found: Found, mask: "LayerMask", pick: Pick) -> None:
 
 
 def _card(model: "LoadedModel", found: Found, pick: Pick) -> "NeuronCard | None":
-    """What the engine says about the neuron, of the model as edited now; the last one is kept."""
-    settings = state.get().settings
+    """What the engine says about the neuron, of the model as edited now; None while the model is busy."""
     statistics = _statistics(model, pick.layer)
     texts = tuple(prompt.text for prompt in found.attribution.prompts)
     key = (engine.edit_state_key(), pick, texts, None if statistics is None else statistics.folder)
-    kept = settings.get("neurons.card")
-    if kept is not None and kept[0] == key:
-        card: NeuronCard = kept[1]
-        return card
 
     def inspect() -> "NeuronCard":
         from nmke.neurons import inspect_neuron
@@ -100,17 +95,19 @@ def _card(model: "LoadedModel", found: Found, pick: Pick) -> "NeuronCard | None"
                 model, pick.layer, pick.neuron, texts, k=TOKENS_SHOWN, statistics=statistics
             )
 
-    fresh = engine.quick(inspect)
-    if isinstance(fresh, engine.Busy):
-        st.info(fresh.sentence)
+    try:
+        return state.get().kept.get("neurons.card", key, lambda: engine.quick_or_raise(inspect))
+    except engine.BusyError as busy:
+        st.info(str(busy))
         return None
-    settings["neurons.card"] = (key, fresh)
-    return fresh
 
 
 def _tokens(card: "NeuronCard") -> None:
-    figure = charts.token_bars(card.promoted, card.suppressed)
-    st.plotly_chart(figure, key="neurons.tokens", config=charts.CONFIG, alt="Tokens promoted and suppressed")
+    tokens = (card.promoted, card.suppressed)
+    figure = state.get().kept.figure("neurons.tokens", tokens, lambda: charts.token_bars(*tokens))
+    st.plotly_chart(
+        charts.drawn(figure), key="neurons.tokens", config=charts.CONFIG, alt="Tokens promoted and suppressed"
+    )
     st.caption(
         "Tokens its value vector pushes up (red) and down (blue); a negative activation turns them round. Related "
         "words are telling, a mix is usual."

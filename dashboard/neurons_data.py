@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dashboard.binning import KINDS, BinnedLayer, bin_layer, bins_for
+from dashboard.charts import shorten
+from dashboard.tokens_html import visible
 from nmke.facts import Fact
 
 if TYPE_CHECKING:
@@ -117,10 +119,10 @@ def neuron_table(mask: "LayerMask", layer: int, scores: NDArray[np.floating]) ->
     table = pd.DataFrame(
         {
             "layer": layer,
-            "neuron": np.arange(len(kinds)),
-            "kind": np.array(KINDS)[kinds],
+            "neuron": np.arange(len(kinds), dtype=np.int32),
+            "kind": pd.Categorical.from_codes(kinds, categories=pd.Index(KINDS)),
             "weight": as_array(mask.weights),
-            "prompts above average": as_array(mask.general_score).astype(int),
+            "prompts above average": as_array(mask.general_score).astype(np.int32),
             "largest score": as_array(mask.specific_score),
             "mean score": scores.mean(0),
         }
@@ -184,8 +186,25 @@ def say_estimate(seconds: float) -> str:
     return f"about {seconds / 60:.0f} minutes"
 
 
-def choose_rows(labels: Sequence[str], most: int) -> tuple[list[int], str]:
-    """The rows a heatmap can show, and a sentence when some are left out."""
-    if len(labels) <= most:
-        return list(range(len(labels))), ""
-    return list(range(most)), f" Only the first {most} of {len(labels)} prompts are drawn; the table has all."
+def row_labels(attribution: "Attribution", rows: Sequence[NDArray[np.int64]]) -> list[str]:
+    """What each row of the heatmap is called: its prompt and the token followed, or how many prompts it joins."""
+    labels = [prompt.label or prompt.text for prompt in attribution.prompts]
+    return [
+        f"{shorten(labels[members[0]], 28)} → {visible(attribution.target_tokens[members[0]])}"
+        if len(members) == 1
+        else f"{shorten(labels[members[0]], 28)} and {len(members) - 1} more"
+        for members in rows
+    ]
+
+
+def say_reduction(prompts: int, neurons: int, rows: int, columns: int) -> str:
+    """What of a [prompt, neuron] table the heatmap shows, and how it was reduced."""
+    text = f"Every one of the {neurons} neurons."
+    if neurons > columns:
+        text = f"The {columns} of {neurons} neurons with the largest scores in size on any prompt."
+    if prompts > rows:
+        text += (
+            f" {prompts} prompts are drawn in {rows} rows: each joins up to {-(-prompts // rows)} neighbouring ones "
+            "and shows the score furthest from zero, so that no extreme is lost."
+        )
+    return text

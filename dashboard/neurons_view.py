@@ -5,31 +5,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
-from dashboard import charts, downloads, frame, jobs, neuron_inspector, neurons_settings, state
-from dashboard.binning import KINDS, BinnedLayer, strongest_first
+from dashboard import (
+    charts,
+    downloads,
+    frame,
+    jobs,
+    neuron_inspector,
+    neurons_figures,
+    neurons_settings,
+    state,
+)
+from dashboard.binning import KINDS, BinnedLayer
 from dashboard.neurons_data import (
-    SCORE_UNITS,
     Found,
     Origin,
     as_array,
     bin_masks,
-    choose_rows,
     layer_table,
     mask_table,
     neuron_table,
+    say_reduction,
     stale_reasons,
     steering_sentence,
 )
 from dashboard.selection import Pick, clamp, picked
-from dashboard.tokens_html import visible
 from nmke.facts import Fact
 
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
     from nmke.masks import LayerMask, MaskConfig
-
-COLUMNS = 60
-ROWS = 48
 
 
 def show(model: "LoadedModel", facts: tuple[Fact, ...]) -> None:
@@ -44,17 +48,14 @@ def show(model: "LoadedModel", facts: tuple[Fact, ...]) -> None:
             with st.container(width="stretch"):
                 _invite(asked)
             return
-        pick, masks, bins = None, None, None
+        pick, masks = None, None
         with st.container(width="stretch"):
             _say_stale(found, asked)
             if mask_config is not None:
                 masks = _masks(found, mask_config)
-                bins = bin_masks(
-                    masks, ranked=st.session_state.get("neurons.order", "strength") == "strength"
-                )
                 pick = _current_pick(found, masks)
                 with frame.guard("Drawing the overview"):
-                    _overview(found, masks, bins, pick)
+                    _overview(found, masks, mask_config, pick)
                 _tabs(found, masks, mask_config, pick)
         if pick is not None and masks is not None:
             with st.container(width=290), frame.guard("Inspecting the neuron"):
@@ -86,18 +87,13 @@ def _say_stale(found: Found, asked: Origin | None) -> None:
 
 
 def _masks(found: Found, config: "MaskConfig") -> "dict[int, LayerMask]":
-    """The masks of these scores and sliders; only the last are kept, they are quick to make."""
+    """The masks of these scores and sliders."""
     from nmke.masks import build_masks
 
-    settings = state.get().settings
-    kept = settings.get("neurons.masks")
-    if kept is not None and kept[0] is found and kept[1] == config:
-        made: dict[int, LayerMask] = kept[2]
-        return made
-    masks = build_masks(found.attribution, config)
-    settings["neurons.mask_config"] = config  # the Edit page offers to take it over
-    settings["neurons.masks"] = (found, config, masks)
-    return masks
+    mine = state.get()
+    mine.settings["neurons.mask_config"] = config  # the Edit page offers to take it over
+    key = (found.origin, config)
+    return mine.kept.get("neurons.masks", key, lambda: build_masks(found.attribution, config))
 
 
 def _current_pick(found: Found, masks: "dict[int, LayerMask]") -> Pick:
@@ -121,9 +117,9 @@ def _on_click(key: str) -> None:
         st.session_state["neurons.layer"], st.session_state["neurons.neuron"] = pick.layer, pick.neuron
 
 
-def _clickable(figure: Any, key: str, alt: str) -> None:
+def _clickable(figure: dict[str, Any], key: str, alt: str) -> None:
     st.plotly_chart(
-        figure,
+        charts.drawn(figure),
         key=key,
         on_select=lambda: _on_click(key),
         selection_mode="points",
@@ -152,18 +148,17 @@ def _legend(masks: "dict[int, LayerMask]") -> None:
     )
 
 
-def _overview(found: Found, masks: "dict[int, LayerMask]", bins: dict[int, BinnedLayer], pick: Pick) -> None:
-    layers = list(masks)
+def _overview(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig", pick: Pick) -> None:
+    kept = state.get().kept
     ranked = st.session_state.get("neurons.order", "strength") == "strength"
-    width = len(masks[layers[0]].kinds)
-    row, cell = layers.index(pick.layer), bins[pick.layer].bin_of(pick.neuron)
-    figure = charts.overview(
-        layers,
-        np.stack([bins[layer].counts for layer in layers]),
-        np.stack([bins[layer].strongest for layer in layers]),
-        ranked=ranked,
-        neurons=width,
-        chosen=(row, cell),
+    width = len(masks[pick.layer].kinds)
+    shown = (found.origin, config, ranked)
+    bins = kept.get("neurons.bins", shown, lambda: bin_masks(masks, ranked=ranked))
+    cell = bins[pick.layer].bin_of(pick.neuron)
+    figure = kept.figure(
+        "neurons.overview",
+        (shown, pick.layer, cell),
+        lambda: neurons_figures.overview(bins, ranked=ranked, neurons=width, pick=pick),
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         _legend(masks)
@@ -178,15 +173,22 @@ def _overview(found: Found, masks: "dict[int, LayerMask]", bins: dict[int, Binne
             label_visibility="collapsed",
         )
     _clickable(figure, "neurons.overview", "Layers by neurons, coloured by kind")
-    counts = bins[pick.layer].counts[cell]
-    exact = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, counts, strict=True) if count)
     downloads.caption(
-        f"Each cell shows the commonest kind of about {round(width / len(bins[pick.layer].members))} neurons, the bars "
-        f"each layer's shares; a layer unlike its neighbours would be surprising. "
-        f"**Framed: layer {pick.layer}, cell {cell}: {exact}.**",
+        _say_overview(bins[pick.layer], pick.layer, cell, width),
         figure,
         "neurons-overview",
         key="neurons.file.overview",
+    )
+
+
+def _say_overview(bins: BinnedLayer, layer: int, cell: int, width: int) -> str:
+    exact = ", ".join(
+        f"{count} {kind}" for kind, count in zip(KINDS, bins.counts[cell], strict=True) if count
+    )
+    return (
+        f"Each cell shows the commonest kind of about {round(width / len(bins.members))} neurons, the bars each "
+        f"layer's shares; a layer unlike its neighbours would be surprising. "
+        f"**Framed: layer {layer}, cell {cell}: {exact}.**"
     )
 
 
@@ -196,52 +198,40 @@ def _tabs(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig", pic
         key="neurons.tabs",
     )
     with prompts, frame.guard("Drawing the prompts"):
-        _prompts(found, masks, pick)
+        _prompts(found, masks, config, pick)
     with ratios, frame.guard("Drawing the ratios"):
-        _ratios(masks, config)
+        _ratios(found, masks, config)
     with tables, frame.guard("Making the tables"):
-        _tables(found, masks, pick)
+        _tables(found, masks, config, pick)
 
 
-def _prompts(found: Found, masks: "dict[int, LayerMask]", pick: Pick) -> None:
-    attribution = found.attribution
-    scores = as_array(attribution.scores[pick.layer])
-    labels = [prompt.label or prompt.text for prompt in attribution.prompts]
-    rows, left_out = choose_rows(labels, ROWS)
-    columns = strongest_first(scores[rows], COLUMNS)
-    unit = SCORE_UNITS[attribution.config.kind]
-    figure = charts.prompt_heatmap(
-        scores[np.ix_(np.array(rows), columns)],
-        columns.tolist(),
-        [f"{charts.shorten(labels[row], 28)} → {visible(attribution.target_tokens[row])}" for row in rows],
-        as_array(masks[pick.layer].kinds)[columns],
-        layer=pick.layer,
-        unit=unit,
-        chosen=pick.neuron,
+def _prompts(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig", pick: Pick) -> None:
+    attribution, mask = found.attribution, masks[pick.layer]
+    figure = state.get().kept.figure(
+        "neurons.prompts",
+        (found.origin, config, pick),
+        lambda: neurons_figures.prompts(attribution, mask, pick),
+    )
+    reduced = say_reduction(
+        len(attribution.prompts), len(mask.kinds), neurons_figures.ROWS, neurons_figures.COLUMNS
     )
     _clickable(figure, "neurons.prompts", "Prompts by neurons: scores of the strongest neurons")
     downloads.caption(
-        f"The {len(columns)} strongest of {scores.shape[1]} neurons, red above zero, blue below: a column of one "
-        f"colour works for every prompt, a lone cell for one fact; the strip on top gives the kinds.{left_out}",
+        f"{reduced} Red is above zero, blue below: a column of one colour works for every prompt, a lone cell for one "
+        "fact; the strip on top gives the kinds.",
         figure,
         "neurons-prompts",
         key="neurons.file.prompts",
     )
 
 
-def _ratios(masks: "dict[int, LayerMask]", config: "MaskConfig") -> None:
-    table = layer_table(masks)
-    figure = charts.ratios(
-        table["layer"].tolist(),
-        {kind: table[f"ratio {kind}"].tolist() for kind in ("general", "specific")},
-        {kind: table[f"entropy {kind}"].tolist() for kind in ("general", "specific")},
-        table["share in the mask"].tolist(),
-        {
-            kind: (getattr(config, f"{kind}_low"), getattr(config, f"{kind}_high"))
-            for kind in ("general", "specific")
-        },
+def _ratios(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig") -> None:
+    kept, shown = state.get().kept, (found.origin, config)
+    table = kept.get("neurons.layer_table", shown, lambda: layer_table(masks))
+    figure = kept.figure("neurons.ratios", shown, lambda: neurons_figures.ratios(table, config))
+    st.plotly_chart(
+        charts.drawn(figure), key="neurons.ratios", config=charts.CONFIG, alt="Ratios and entropies per layer"
     )
-    st.plotly_chart(figure, key="neurons.ratios", config=charts.CONFIG, alt="Ratios and entropies per layer")
     downloads.caption(
         "Left: the share asked for per kind (grey band: lowest to highest) and what ends up in the mask; right: the "
         f"entropy that steers it. **{steering_sentence(masks, config)}**",
@@ -267,16 +257,16 @@ def _ratios(masks: "dict[int, LayerMask]", config: "MaskConfig") -> None:
         downloads.table_files(lambda: table, "ratios", key="neurons.file.ratios")
 
 
-def _tables(found: Found, masks: "dict[int, LayerMask]", pick: Pick) -> None:
+def _tables(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig", pick: Pick) -> None:
     attribution = found.attribution
     scores = {layer: as_array(attribution.scores[layer]) for layer in attribution.layers}
-    st.dataframe(
-        neuron_table(masks[pick.layer], pick.layer, scores[pick.layer]),
-        hide_index=True,
-        height=260,
-        key="neurons.neuron_table",
-        column_order=["neuron", "kind", "weight", "prompts above average", "largest score", "mean score"],
+    table = state.get().kept.get(
+        "neurons.neuron_table",
+        (found.origin, config, pick.layer),
+        # the layer stands in the sentence below: a column of it would be sent once a neuron
+        lambda: neuron_table(masks[pick.layer], pick.layer, scores[pick.layer]).drop(columns="layer"),
     )
+    st.dataframe(table, hide_index=True, height=260, key="neurons.neuron_table")
     st.caption(
         f"Every neuron of layer {pick.layer}, strongest first. The files below hold all scored layers."
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
+from dashboard.kept import Kept
 from nmke.facts import Fact
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class AppState:
     edit_session: "EditSession | None" = None
     job_ids: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
     flashes: list[tuple[FlashKind, str]] = field(default_factory=list)
 
     def set_facts(self, facts: tuple[Fact, ...]) -> None:

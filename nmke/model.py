@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from nmke.errors import ModelError
 from nmke.readout import Readout
 from nmke.tokens import Batch, encode_batch, pad_id
+
+if TYPE_CHECKING:
+    from nmke.replay import Unhooked
 
 #: A place in the model: a kind of value and the layer it belongs to.
 Site = tuple[str, int]
@@ -53,6 +56,12 @@ class Past:
 
     cache: Any
     mask: Int[Tensor, "prompt position"]
+
+    def copy(self) -> "Past":
+        """One that can be extended: a cache's layers replace their tensors, so the tensors can be shared."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return Past(cache, self.mask)
 
 
 class EditableModel:
@@ -113,6 +122,13 @@ class EditableModel:
     def has_resid_mid(self) -> bool:
         """False where attention and MLP run side by side; the residual is then ``resid_post - mlp_out``."""
         return _HOOKS[RESID_MID].format(0) in self.bridge.hook_dict
+
+    @cached_property
+    def unhooked(self) -> "Unhooked | None":
+        """The layers without hook points, for :mod:`nmke.replay`; None where they cannot be told apart."""
+        from nmke.replay import unhook  # replays are made of models, so it imports this module
+
+        return unhook(self)
 
     def require_conformance(self) -> None:
         """Refuse work whose mathematics does not hold for this architecture.
@@ -256,6 +272,8 @@ class EditableModel:
 
     def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """The unembedding of final-norm outputs, as float32."""
+        if self.readout.unembedding.dtype == torch.float32:
+            return self.readout.unembed(final)
         return self.bridge.unembed(final).float()
 
     @torch.no_grad()
@@ -281,6 +299,7 @@ class EditableModel:
         with self.lock:
             self._parameters.clear()
             self._pristine.clear()
+            self.__dict__.pop("unhooked", None)
             del self.bridge, self.readout
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -317,7 +336,7 @@ def _attention(batch: Batch, past: Past | None) -> dict[str, Any]:
     return {
         "attention_mask": torch.cat([before, batch.mask], dim=1),
         "position_ids": before.sum(1, keepdim=True) + torch.arange(batch.ids.shape[1], device=before.device),
-        "past_key_values": copy.deepcopy(past.cache),
+        "past_key_values": past.copy().cache,
     }
 
 

@@ -5,6 +5,7 @@ strictly under a threshold are hardly used by ordinary text; AlphaEdit (arXiv 24
 to them. Collected once per model and text, then read from disk.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +15,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nmke.config import Config
-from nmke.errors import EditError
-from nmke.model import POST, EditableModel
+from nmke.errors import EditError, ResourceError
+from nmke.model import EditableModel
+from nmke.moments_collect import Checkpoint, Collected, collect
 from nmke.progress import Progress, Silent
 from nmke.resources import home
-from nmke.solve import exact_dtype
 from nmke.store import content_key, written_atomically
 from nmke.texts import read_windows, text_hash
-from nmke.tokens import Batch
-
-BATCH_WINDOWS = 8
 
 
 class StatisticsConfig(Config):
@@ -194,18 +193,18 @@ def find_statistics(
     return _load(folder) if (folder / "about.json").exists() else None
 
 
-@torch.no_grad()
 def collect_statistics(
     model: EditableModel, config: StatisticsConfig, layers: Sequence[int], progress: Progress | None = None
 ) -> Statistics:
     """Second moments and top passages of ``layers``; read from disk when they were collected before.
 
-    Always of the unedited model. Forward passes stop at the last layer needed.
+    Always of the unedited model. Forward passes stop at the last layer needed. A collection that was cancelled or
+    killed goes on from its checkpoint and ends with the same bits.
 
     Raises:
-        ResourceError: the text cannot be read.
+        ResourceError: the text cannot be read, or the disk is full.
         EditError: the text has too few tokens.
-        Cancelled: between batches; nothing is kept.
+        Cancelled: between batches; what was read until then is kept, and collecting again goes on from there.
     """
     progress = progress or Silent()
     chosen = model.check_layers(layers)
@@ -213,74 +212,43 @@ def collect_statistics(
     if (folder / "about.json").exists():
         return _load(folder)
     windows = read_windows(model, config.text, config.tokens, config.window, config.seed, progress)
-    collector = _Collector(chosen, model.d_mlp, config.passages)
-    for start in range(0, len(windows), BATCH_WINDOWS):
-        progress.update("reading the statistics text", start, len(windows), f"{collector.tokens} tokens")
-        ids = windows[start : start + BATCH_WINDOWS]
-        batch = Batch(ids.clamp_min(0), (ids >= 0).long())
-        with model.weights_in({}):
-            kept = model.run(batch, [(POST, layer) for layer in chosen], stop_after=chosen[-1])
-        collector.add(start, batch, {layer: kept[(POST, layer)] for layer in chosen})
-    progress.update("reading the statistics text", len(windows), len(windows))
+    # The folder's name stands for weights and settings; the token ids also for a hub text that has changed since.
+    checkpoint = Checkpoint(
+        folder.with_name(f"{folder.name}.partial.safetensors"),
+        statistics=folder.name,
+        windows=hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+        device=model.device,
+    )
+    collected = collect(model, windows, chosen, config.passages, checkpoint, progress)
     about = {
         **config.model_dump(),
         "text_hash": text_hash(config.text),
         "layers": chosen,
         "model": model.name,
     }
-    _save(folder, collector, windows, about)
+    _save(folder, collected, windows, about)
+    checkpoint.remove()
     return _load(folder)
 
 
-class _Collector:
-    """Running sums and running maxima over batches of windows."""
-
-    def __init__(self, layers: Sequence[int], d_mlp: int, passages: int) -> None:
-        self.tokens = 0
-        self.passages = passages
-        self.sums: dict[int, Tensor] = {}
-        self.top = {
-            layer: (torch.zeros(passages, d_mlp), torch.full((2, passages, d_mlp), -1, dtype=torch.int32))
-            for layer in layers
-        }
-
-    def add(self, first_window: int, batch: Batch, activations: Mapping[int, Tensor]) -> None:
-        self.tokens += int(batch.mask.sum())
-        for layer, values in activations.items():
-            mask = batch.mask.to(values.device)
-            keys = values.float()[mask.bool()]
-            wide = exact_dtype(keys)
-            if layer not in self.sums:
-                self.sums[layer] = torch.zeros(keys.shape[1], keys.shape[1], dtype=wide, device=keys.device)
-            # One batch's product in float32 is exact enough; the long sum over batches is not, so it is wide.
-            self.sums[layer] += (keys.T @ keys).to(wide)
-            if self.passages:
-                self._rank(layer, first_window, values.float() * mask[..., None])
-
-    def _rank(self, layer: int, first_window: int, values: Float[Tensor, "window position d_mlp"]) -> None:
-        """Keep, per neuron, the windows with the largest activation in size; one place a window."""
-        place = values.abs().argmax(1, keepdim=True)
-        strongest = values.gather(1, place)[:, 0].cpu()
-        window = torch.arange(first_window, first_window + len(values), dtype=torch.int32)
-        where = torch.stack([window[:, None].expand_as(strongest), place[:, 0].cpu().to(torch.int32)])
-        old_values, old_where = self.top[layer]
-        all_values, all_where = torch.cat([old_values, strongest]), torch.cat([old_where, where], dim=1)
-        best = all_values.abs().topk(self.passages, dim=0).indices
-        self.top[layer] = (all_values.gather(0, best), all_where.gather(1, best.expand(2, -1, -1)))
-
-
-def _save(folder: Path, collector: _Collector, windows: Tensor, about: Mapping[str, Any]) -> None:
+def _save(folder: Path, collected: Collected, windows: Tensor, about: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {"windows": windows.to(torch.int32)}
-    for layer, total in collector.sums.items():
-        tensors[f"second_moment.{layer}"] = (total / collector.tokens).float().cpu().contiguous()
-        values, where = collector.top[layer]
-        tensors[f"top_value.{layer}"] = values.contiguous()
-        tensors[f"top_window.{layer}"] = where[0].contiguous()
-        tensors[f"top_position.{layer}"] = where[1].contiguous()
+    for layer, total in collected.sums.items():
+        top = collected.top[layer]
+        tensors[f"second_moment.{layer}"] = total.mean(collected.tokens)
+        tensors[f"top_value.{layer}"] = top.value.cpu().contiguous()
+        tensors[f"top_window.{layer}"] = top.window.cpu().contiguous()
+        tensors[f"top_position.{layer}"] = top.position.cpu().contiguous()
     with written_atomically(folder) as temporary:
         temporary.mkdir(parents=True)
-        save_file(tensors, temporary / "moments.safetensors")
-        (temporary / "about.json").write_text(json.dumps({**about, "read": collector.tokens}, indent=1))
+        try:
+            save_file(tensors, temporary / "moments.safetensors")
+        except SafetensorError as problem:  # how it reports a full disk
+            raise ResourceError(
+                f"The statistics cannot be written under {folder.parent}: {problem}",
+                "Free some space, or set NMKE_HOME to a folder on another disk, and try again.",
+            ) from problem
+        (temporary / "about.json").write_text(json.dumps({**about, "read": collected.tokens}, indent=1))
 
 
 def _load(folder: Path) -> Statistics:

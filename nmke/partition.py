@@ -139,7 +139,10 @@ def draw_tokens(p: Float[Tensor, "prompt d_vocab"], size: int, seed: int) -> Dra
     threshold = thresholds[(largest <= thresholds).nonzero()[0, 0]]
     inclusion = (size_of / threshold).clamp(max=1)
     generator = torch.Generator().manual_seed(seed)
-    order, start = torch.randperm(len(largest), generator=generator), torch.rand(1, generator=generator).double()
+    order, start = (
+        torch.randperm(len(largest), generator=generator),
+        torch.rand(1, generator=generator).double(),
+    )
     steps = torch.cat([start, start + inclusion[order].cumsum(0)]).floor()
     tokens = order[steps.diff() > 0]
     # A probability of 0 would be divided by; such a token has no weight anyway.

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from nmke.edit import Edit
 from nmke.errors import EditError, SessionError
+from nmke.history import KeyHistory
 from nmke.model import EditableModel
+from nmke.moments import NullSpace
 
 #: At most so many undo steps keep their tensors in memory, and at most this many bytes; older ones are replayed.
 UNDO_DEPTH = 8
@@ -53,6 +55,7 @@ class EditSession:
         self._redo: list[Edit] = []
         self._digests: list[str] = [_digest({})]
         self._versions: dict[int, _Version] = {0: _Version()}
+        self._history = KeyHistory()
 
     # ---- state ------------------------------------------------------------------------------------------
 
@@ -100,6 +103,25 @@ class EditSession:
         if not kept:
             return torch.zeros(self.model.d_mlp, 0, device=self.model.device)
         return torch.cat(kept, dim=1)
+
+    def solve_update(
+        self,
+        layer: int,
+        K: Float[Tensor, "d_mlp fact"],
+        R: Float[Tensor, "d_model fact"],
+        space: NullSpace,
+        ridge: float,
+    ) -> tuple[Float[Tensor, "d_mlp fact"], Float[Tensor, "fact d_model"]]:
+        """AlphaEdit's update on top of the keys in force, as thin factors; see :meth:`KeyHistory.solve`.
+
+        The running inverse behind it is a function of those keys to the bit; nothing else of the session changes.
+
+        Raises:
+            EditError: the keys do not allow a solution.
+        """
+        with self._guard:
+            blocks = [edit.keys[layer] for edit in self._edits if layer in edit.keys]
+            return self._history.solve(layer, blocks, K, R, space, ridge)
 
     # ---- running ----------------------------------------------------------------------------------------
 
@@ -177,6 +199,7 @@ class EditSession:
             self._redo.clear()
             del self._digests[1:]
             self._versions = {0: _Version()}
+            self._history.clear()
 
     def save(self, folder: Path) -> Path:
         """Write the edits in force to a folder; see :func:`nmke.bundle.save_session`."""

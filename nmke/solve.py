@@ -1,7 +1,8 @@
 """The linear solves of closed-form editing, in float64.
 
 Down projections are [d_mlp, d_model] here, so an update is ``X`` with ``K^T X ~ R^T``: keys ``K`` [D, m] in columns,
-residuals ``R`` [d, m] in columns.
+residuals ``R`` [d, m] in columns. :func:`ridge_solve` is written to be read, :func:`ridge_factors` needs nothing but
+the keys, and :mod:`nmke.history` keeps an inverse by the identities at the end, so that an edit's cost stays flat.
 """
 
 from collections.abc import Callable
@@ -54,14 +55,52 @@ def ridge_factors(
     gram.diagonal().add_(ridge)
     new = torch.zeros(len(gram), K.shape[1], dtype=gram.dtype, device=gram.device)
     new[K_p.shape[1] :] = torch.eye(K.shape[1], dtype=gram.dtype, device=gram.device)
+    return projected @ torch.cholesky_solve(new, cholesky(gram)), R.T.to(gram.dtype)
+
+
+def absorb_keys(
+    C: Float[Tensor, "coordinate fact"], solved: Float[Tensor, "coordinate fact"]
+) -> Float[Tensor, "coordinate fact"]:
+    """``(M + C C^T)^-1 C = M^-1 C (I + C^T M^-1 C)^-1`` for any positive definite ``M`` (push-through).
+
+    Args:
+        C: new keys, projected where there is a projection.
+        solved: ``M^-1 C``.
+
+    Raises:
+        EditError: the small matrix is not positive definite.
+    """
+    S = C.T @ solved
+    S.diagonal().add_(1.0)
+    return torch.cholesky_solve(solved.T, cholesky(S)).T.contiguous()
+
+
+def woodbury_root(
+    A: Float[Tensor, "coordinate key"], GA: Float[Tensor, "coordinate key"]
+) -> Float[Tensor, "key coordinate"]:
+    """``Z`` with ``(M + A A^T)^-1 = G - Z^T Z``, ``G = M^-1`` (Woodbury).
+
+    Raises:
+        EditError: ``I + A^T G A`` is not positive definite.
+    """
+    S = A.T @ GA
+    S.diagonal().add_(1.0)
+    return torch.linalg.solve_triangular(cholesky(S), GA.T, upper=False)
+
+
+def cholesky(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The lower Cholesky factor.
+
+    Raises:
+        EditError: the matrix is not positive definite, or not finite.
+    """
     try:
-        solved = torch.cholesky_solve(new, torch.linalg.cholesky(gram))
+        return torch.linalg.cholesky(matrix)
     except torch.linalg.LinAlgError:
         raise EditError(
             "The keys are so alike that the update cannot be solved for.",
             "Raise the ridge L2, or leave out facts that repeat each other.",
         ) from None
-    return projected @ solved, R.T.to(gram.dtype)
 
 
 def exact_dtype(like: Tensor) -> torch.dtype:

@@ -9,15 +9,19 @@ minimises (ROME, section 3.2; MEMIT, section 4.2; with AlphaEdit's settings)::
 
 by Adam, after each step clamped to ``|delta| <= clamp_norm_factor * |h|``.
 
-All steps share what lies before the subject's last token, so its keys and values are computed once and each step runs
-only the tokens from there on; ``reuse_prefix=False`` runs whole prompts in each step and is the plain twin.
+Plainly (``plain=True``, the twin in tests) every step runs whole prompts through the whole model. But delta enters
+after the edited layer, at one position: what lies before that position, and up to that layer, is the same in all steps.
+So the keys and values before it are computed once, its residual too, and a step runs only the later layers on the later
+positions (:mod:`nmke.replay`). Several facts are optimised side by side; they share the reading of the weights, which
+is most of a step's cost on few tokens, and nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -26,6 +30,7 @@ from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.model import RESID_POST, EditableModel, Past
 from nmke.progress import Progress, Silent
+from nmke.replay import Replay
 from nmke.tokens import (
     Batch,
     encode,
@@ -38,6 +43,8 @@ from nmke.tokens import (
 )
 
 ESSENCE = "{} is a"
+#: So many facts share a forward pass; more would only wait for the slowest.
+FACTS_TOGETHER = 8
 
 
 class TargetConfig(Config):
@@ -68,23 +75,73 @@ class Target:
         start: the output there before (``h``) [d_model].
         losses: per step (total, target, KL, weight decay).
         probabilities: per step the target's mean probability over contexts.
+        ran: what each step ran: the later layers on the later positions, whole layers on the later positions
+            (where the later layers alone do not reproduce the model), or whole prompts.
     """
 
     z: Float[Tensor, " d_model"]
     start: Float[Tensor, " d_model"]
     losses: tuple[tuple[float, float, float, float], ...]
     probabilities: tuple[float, ...]
+    ran: Literal["later layers", "later positions", "whole prompts"] = "whole prompts"
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Contexts with the target teacher-forced, and the essence prompt as the last row."""
+    """Facts side by side: each one's contexts with the target teacher-forced, then its essence prompt.
+
+    Attributes:
+        batch: all rows, facts outermost.
+        subject: each row's position of the subject's last token, where delta is added.
+        owner: each row's fact.
+        rows, places, tokens: where each token of the targets is predicted, and which it is.
+        contexts: which context (counted over all facts) it belongs to.
+        essence: each fact's essence row.
+        n_contexts: contexts of one fact.
+    """
 
     batch: Batch
     subject: Int[Tensor, " row"]
-    answer_rows: Int[Tensor, "context token"]
-    answer_places: Int[Tensor, "context token"]
-    answer: Int[Tensor, " token"]
+    owner: Int[Tensor, " row"]
+    rows: Int[Tensor, " token"]
+    places: Int[Tensor, " token"]
+    tokens: Int[Tensor, " token"]
+    contexts: Int[Tensor, " token"]
+    essence: Int[Tensor, " fact"]
+    n_contexts: int
+
+    @property
+    def bare(self) -> Int[Tensor, " fact"]:
+        """Each fact's row without a context in front."""
+        return self.essence - self.n_contexts
+
+
+def optimise_targets(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    layer: int,
+    templates: Sequence[str],
+    config: TargetConfig | None = None,
+    progress: Progress | None = None,
+    plain: bool = False,
+) -> list[Target]:
+    """Find z for every fact, each as if alone, with whatever weights are active.
+
+    Args:
+        plain: run whole prompts through the whole model in every step; the results are the same up to rounding.
+
+    Raises:
+        EditError: when a loss stops being finite.
+        Cancelled: from ``progress``, between steps.
+    """
+    config, progress = config or TargetConfig(), progress or Silent()
+    found: list[Target] = []
+    for start in range(0, len(facts), FACTS_TOGETHER):
+        group = facts[start : start + FACTS_TOGETHER]
+        with model.lock:
+            forward = _Forward.prepare(model, _pose(model, group, templates), layer, plain)
+            found += _optimise(forward, group, config, progress)
+    return found
 
 
 def optimise_target(
@@ -94,129 +151,216 @@ def optimise_target(
     templates: Sequence[str],
     config: TargetConfig | None = None,
     progress: Progress | None = None,
-    reuse_prefix: bool = True,
+    plain: bool = False,
 ) -> Target:
-    """Find z for one fact, with whatever weights are active.
+    """:func:`optimise_targets` for one fact."""
+    return optimise_targets(model, [fact], layer, templates, config, progress, plain)[0]
 
-    Args:
-        reuse_prefix: compute what lies before the subject's last token once; the result is the same up to rounding.
 
-    Raises:
-        EditError: when the loss stops being finite.
-        Cancelled: from ``progress``, between steps.
-    """
-    config, progress = config or TargetConfig(), progress or Silent()
-    problem = _pose(model, fact, templates)
-    start = _resid_at_subject(model, problem, layer)
-    past = None
-    if reuse_prefix and int(problem.subject.max()) > 0:
-        problem, past = _split(model, problem)
+def _optimise(
+    forward: "_Forward", facts: Sequence[Fact], config: TargetConfig, progress: Progress
+) -> list[Target]:
+    """Adam on all facts' deltas; a fact whose loss is small enough keeps its delta while others go on."""
+    start = forward.start
     delta = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     essence: Tensor | None = None
-    losses, probabilities = [], []
+    running = torch.ones(len(facts), dtype=torch.bool, device=start.device)
+    losses: list[list[tuple[float, ...]]] = [[] for _ in facts]
+    probabilities: list[list[float]] = [[] for _ in facts]
+    named = ", ".join(fact.subject for fact in facts)
     for step in range(config.steps):
-        progress.update("optimising z", step, config.steps, fact.subject)
+        progress.update("optimising z", step, config.steps, named)
         with torch.enable_grad():
-            log_p, now = _forward(model, problem, past, layer, delta)
+            nll, now = forward(delta)
             essence = now.detach() if essence is None else essence
-            per_context = -log_p.mean(1)
-            terms = (
-                per_context.mean(),
-                _kl(essence, now, config.kl_factor),
-                _decay(delta, start, config.weight_decay),
-            )
-            loss = terms[0] + terms[1] + terms[2]
-        if not torch.isfinite(loss):
-            raise EditError(
-                f"The z optimisation for {fact.subject!r} diverged at step {step + 1}; nothing was changed.",
-                "Lower the learning rate or the clamp factor.",
-            )
-        losses.append(tuple(float(term.detach()) for term in (loss, *terms)))
-        probabilities.append(float((-per_context.detach()).exp().mean()))
-        if float(loss.detach()) < config.stop_loss or step == config.steps - 1:
+            kl, decay = _kl(essence, now, config.kl_factor), _decay(delta, start, config.weight_decay)
+            loss = nll.mean(1) + kl + decay
+        _require_finite(loss, facts, step)
+        terms = torch.stack([loss, nll.mean(1), kl, decay], dim=1).detach().tolist()
+        likely = (-nll.detach()).exp().mean(1).tolist()
+        for index in running.nonzero()[:, 0].tolist():
+            losses[index].append(tuple(terms[index]))
+            probabilities[index].append(likely[index])
+        running &= loss.detach() >= config.stop_loss
+        if step == config.steps - 1 or not running.any():
             break
         optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        _clamp(delta, config.clamp_norm_factor * float(start.norm()))
-    progress.update("optimising z", config.steps, config.steps, fact.subject)
-    return Target((start + delta).detach(), start, tuple(losses), tuple(probabilities))  # type: ignore[arg-type]
+        loss.sum().backward()
+        _step(optimiser, delta, running, config.clamp_norm_factor * start.norm(dim=1))
+    progress.update("optimising z", config.steps, config.steps, named)
+    z = (start + delta).detach()
+    return [
+        Target(z[index], start[index], tuple(losses[index]), tuple(probabilities[index]), forward.ran)  # type: ignore[arg-type]
+        for index in range(len(facts))
+    ]
 
 
-def _pose(model: EditableModel, fact: Fact, templates: Sequence[str]) -> _Problem:
+def _require_finite(loss: Tensor, facts: Sequence[Fact], step: int) -> None:
+    diverged = [
+        fact.subject for fact, value in zip(facts, loss.tolist(), strict=True) if not _is_finite(value)
+    ]
+    if diverged:
+        named = ", ".join(map(repr, diverged))
+        raise EditError(
+            f"The z optimisation for {named} diverged at step {step + 1}; nothing was changed.",
+            "Lower the learning rate or the clamp factor.",
+        )
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+@torch.no_grad()
+def _step(
+    optimiser: torch.optim.Optimizer,
+    delta: Float[Tensor, "fact d_model"],
+    running: Bool[Tensor, " fact"],
+    largest: Float[Tensor, " fact"],
+) -> None:
+    """One step, clamped; facts that are done stay where they were."""
+    before = delta.clone()
+    optimiser.step()
+    norm = delta.norm(dim=1)
+    delta.mul_(torch.where(norm > largest, largest / norm, 1.0)[:, None])
+    delta.copy_(torch.where(running[:, None], delta, before))
+
+
+def _pose(model: EditableModel, facts: Sequence[Fact], templates: Sequence[str]) -> _Problem:
     tokenizer = model.tokenizer
-    rows, subject, rows_of, places_of = [], [], [], []
-    answer = encode_continuation(tokenizer, fact.prompt, fact.target_new)
-    for number, template in enumerate(templates):
-        prompt = encode(tokenizer, fill_template(template, fact.prompt))
-        rows.append(prompt + answer[:-1])
-        subject.append(find_subject_last(tokenizer, fact, template))
-        rows_of.append([number] * len(answer))
-        places_of.append([len(prompt) - 1 + offset for offset in range(len(answer))])
-    essence = fill_template(ESSENCE, fact.subject)
-    rows.append(encode(tokenizer, essence))
-    subject.append(find_token_at(tokenizer, essence, len(fact.subject.rstrip()) - 1))
+    texts: list[list[int]] = []
+    subject, owner, essences = [], [], []
+    answers: list[tuple[int, int, int, int]] = []
+    for number, fact in enumerate(facts):
+        answer = encode_continuation(tokenizer, fact.prompt, fact.target_new)
+        for count, template in enumerate(templates):
+            prompt = encode(tokenizer, fill_template(template, fact.prompt))
+            context = number * len(templates) + count
+            answers += [
+                (len(texts), len(prompt) - 1 + offset, token, context) for offset, token in enumerate(answer)
+            ]
+            texts.append(prompt + answer[:-1])
+            subject.append(find_subject_last(tokenizer, fact, template))
+        essence = fill_template(ESSENCE, fact.subject)
+        essences.append(len(texts))
+        texts.append(encode(tokenizer, essence))
+        subject.append(find_token_at(tokenizer, essence, len(fact.subject.rstrip()) - 1))
+        owner += [number] * (len(templates) + 1)
+    rows, places, tokens, contexts = zip(*answers, strict=True)
     return _Problem(
-        pad(rows, pad_id(tokenizer)),
-        torch.tensor(subject),
-        torch.tensor(rows_of),
-        torch.tensor(places_of),
-        torch.tensor(answer, device=model.device),
+        batch=pad(texts, pad_id(tokenizer)),
+        subject=torch.tensor(subject),
+        owner=torch.tensor(owner),
+        rows=torch.tensor(rows),
+        places=torch.tensor(places),
+        tokens=torch.tensor(tokens),
+        contexts=torch.tensor(contexts),
+        essence=torch.tensor(essences),
+        n_contexts=len(templates),
     )
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """From deltas to each context's mean negative log-likelihood and the essence prompts' distributions."""
+
+    model: EditableModel
+    problem: _Problem
+    layer: int
+    start: Float[Tensor, "fact d_model"]
+    past: Past | None
+    tail: Replay | None
+    ran: Literal["later layers", "later positions", "whole prompts"]
+
+    @classmethod
+    def prepare(cls, model: EditableModel, problem: _Problem, layer: int, plain: bool) -> "_Forward":
+        if plain:
+            return cls(model, problem, layer, _start(model, problem, layer), None, None, "whole prompts")
+        past = None
+        if int(problem.subject.max()) > 0:
+            problem, past = _split(model, problem)
+        tail = None
+        if layer < model.n_layers - 1:
+            tail = Replay.record(model, problem.batch, layer + 1, model.n_layers - 1, past)
+        if tail is None:
+            return cls(
+                model, problem, layer, _start(model, problem, layer, past), past, None, "later positions"
+            )
+        start = tail.entry[problem.bare, problem.subject[problem.bare]].float().to(model.device)
+        return cls(model, problem, layer, start, past, tail, "later layers")
+
+    def __call__(
+        self, delta: Float[Tensor, "fact d_model"]
+    ) -> tuple[Float[Tensor, "fact context"], Float[Tensor, "fact d_vocab"]]:
+        problem = self.problem
+        final = self._final(delta)
+        last = problem.subject[problem.essence]
+        needed = torch.cat([final[problem.rows, problem.places], final[problem.essence, last]])
+        log_p = self.model.logits(needed).log_softmax(-1)
+        answers, essence = log_p.split([len(problem.tokens), len(problem.essence)])
+        token = -answers.gather(1, problem.tokens.to(answers.device)[:, None])[:, 0]
+        contexts = problem.contexts.to(token.device)
+        totals = token.new_zeros(len(problem.essence) * problem.n_contexts)
+        counts = totals.index_add(0, contexts, torch.ones_like(token))
+        return (totals.index_add(0, contexts, token) / counts).view(-1, problem.n_contexts), essence
+
+    def _final(self, delta: Tensor) -> Float[Tensor, "row position d_model"]:
+        if self.tail is not None:
+            return self.tail.final(self.tail.run(self._added(self.tail.entry, delta)))
+        hooks = {(RESID_POST, self.layer): lambda resid: self._added(resid, delta)}
+        site = ("final", -1)
+        return self.model.run(self.problem.batch, [site], hooks=hooks, past=self.past)[site]
+
+    def _added(self, resid: Tensor, delta: Tensor) -> Tensor:
+        rows = torch.arange(len(self.problem.subject), device=resid.device)
+        places = (rows, self.problem.subject.to(resid.device))
+        added = delta.to(device=resid.device, dtype=resid.dtype)[self.problem.owner.to(resid.device)]
+        return resid.index_put(places, added, accumulate=True)
+
+
 def _split(model: EditableModel, problem: _Problem) -> tuple[_Problem, Past]:
-    """Remember every row up to the subject's last token; what is left starts at that token."""
-    fill = pad_id(model.tokenizer)
+    """Remember every row up to the subject's last token; what is left starts at that token.
+
+    Of the essence prompts nothing is read after that token, so nothing after it is kept.
+    """
+    fill, essence = pad_id(model.tokenizer), set(problem.essence.tolist())
     rows = [
         ids[mask.bool()].tolist() for ids, mask in zip(problem.batch.ids, problem.batch.mask, strict=True)
     ]
     cuts = problem.subject.tolist()
     past = model.remember(pad([row[:cut] for row, cut in zip(rows, cuts, strict=True)], fill))
-    rest = pad([row[cut:] for row, cut in zip(rows, cuts, strict=True)], fill)
-    places = problem.answer_places - problem.subject[:-1, None]
-    return _Problem(
-        rest, torch.zeros_like(problem.subject), problem.answer_rows, places, problem.answer
-    ), past
+    rest = [
+        row[cut : cut + 1] if number in essence else row[cut:]
+        for number, (row, cut) in enumerate(zip(rows, cuts, strict=True))
+    ]
+    shifted = replace(
+        problem,
+        batch=pad(rest, fill),
+        subject=torch.zeros_like(problem.subject),
+        places=problem.places - problem.subject[problem.rows],
+    )
+    return shifted, past
 
 
 @torch.no_grad()
-def _resid_at_subject(model: EditableModel, problem: _Problem, layer: int) -> Float[Tensor, " d_model"]:
+def _start(
+    model: EditableModel, problem: _Problem, layer: int, past: Past | None = None
+) -> Float[Tensor, "fact d_model"]:
+    """``h``: the layer's output at the subject's last token of the bare prompts."""
     site = (RESID_POST, layer)
-    return model.run(problem.batch, [site], stop_after=layer)[site][0, problem.subject[0]].float()
+    resid = model.run(problem.batch, [site], stop_after=layer, past=past)[site]
+    return resid[problem.bare, problem.subject[problem.bare]].float().to(model.device)
 
 
-def _forward(
-    model: EditableModel, problem: _Problem, past: Past | None, layer: int, delta: Float[Tensor, " d_model"]
-) -> tuple[Float[Tensor, "context token"], Float[Tensor, " d_vocab"]]:
-    """Log-probabilities of the target's tokens, and the essence prompt's distribution, with delta added."""
-    rows = torch.arange(len(problem.subject))
-
-    def add_delta(resid: Tensor) -> Tensor:
-        places = (rows.to(resid.device), problem.subject.to(resid.device))
-        added = delta.to(device=resid.device, dtype=resid.dtype).expand(len(rows), -1)
-        return resid.index_put(places, added, accumulate=True)
-
-    hooks = {(RESID_POST, layer): add_delta}
-    final = model.run(problem.batch, [("final", -1)], hooks=hooks, past=past)[("final", -1)]
-    log_p = model.logits(final[problem.answer_rows, problem.answer_places]).log_softmax(-1)
-    index = problem.answer.to(log_p.device).expand(len(log_p), -1)[..., None]
-    essence = model.logits(final[-1, problem.subject[-1]]).log_softmax(-1)
-    return log_p.gather(-1, index)[..., 0], essence
-
-
-def _kl(start: Tensor, now: Tensor, factor: float) -> Tensor:
+def _kl(
+    start: Float[Tensor, "fact d_vocab"], now: Float[Tensor, "fact d_vocab"], factor: float
+) -> Float[Tensor, " fact"]:
     """``KL(p || p_start)``, the direction the published code takes (torch's first argument is the reference)."""
-    return factor * torch.nn.functional.kl_div(start, now, log_target=True, reduction="sum")
+    return factor * torch.nn.functional.kl_div(start, now, log_target=True, reduction="none").sum(-1)
 
 
-def _decay(delta: Tensor, start: Tensor, factor: float) -> Tensor:
-    return factor * delta.norm() / start.norm() ** 2
-
-
-@torch.no_grad()
-def _clamp(delta: Tensor, largest: float) -> None:
-    norm = delta.norm()
-    if norm > largest:
-        delta.mul_(largest / norm)
+def _decay(
+    delta: Float[Tensor, "fact d_model"], start: Float[Tensor, "fact d_model"], factor: float
+) -> Float[Tensor, " fact"]:
+    return factor * delta.norm(dim=1) / start.norm(dim=1) ** 2

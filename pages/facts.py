@@ -134,12 +134,23 @@ def show_answer(fact: Fact) -> None:
     session = engine.current_session()
     version = session.version if session is not None else 0
     st.markdown("**What the model says today**" + (f" (edit version {version})" if version else ""))
-    said = engine.continuations((fact.prompt,), 12, edited=True)
+    # The table takes one pass of the model, the words above it a dozen: so the table is drawn first.
+    above = st.container()
     likely = engine.next_tokens(fact.prompt, 5, edited=True)
+    if not isinstance(likely, engine.Busy):
+        show_likely(likely)
+    with above, st.spinner("Asking the model"):
+        said = engine.continuations((fact.prompt,), 12, edited=True)
     if isinstance(said, engine.Busy) or isinstance(likely, engine.Busy):
         frame.wait_until_free()
         return
-    st.html(tokens_html.answer(fact.prompt, said[0]))
+    above.html(tokens_html.answer(fact.prompt, said[0]))
+    if said[0].strip().startswith(fact.target_new):
+        st.warning("The model says this already. Choose another new answer, or there is nothing to edit.")
+
+
+def show_likely(likely: list[tuple[str, float]]) -> None:
+    """The likeliest next tokens as a table with bars."""
     frame_of = pd.DataFrame([(tokens_html.visible(token), 100 * chance) for token, chance in likely])
     frame_of.columns = pd.Index(["Next token", "Probability"])
     st.dataframe(
@@ -153,8 +164,6 @@ def show_answer(fact: Fact) -> None:
         },
         row_height=29,
     )
-    if said[0].strip().startswith(fact.target_new):
-        st.warning("The model says this already. Choose another new answer, or there is nothing to edit.")
 
 
 frame.question(

@@ -26,7 +26,6 @@ from nmke.model import POST, RESID_POST, EditableModel
 from nmke.moments import NullSpace, StatisticsConfig, collect_statistics
 from nmke.progress import Progress
 from nmke.session import EditSession
-from nmke.solve import ridge_factors
 from nmke.target import Target, TargetConfig, optimise_target
 from nmke.tokens import encode, fill_template, find_subject_last, pad, pad_id, require_fits
 
@@ -176,8 +175,7 @@ def write_layers(
             found = collect_keys(session, facts, [layer], layers[-1], templates, scratch)[layer]
         R = (z - found.output) / (len(layers) - done)
         with watch.stage("solve"):
-            K_p = session.history_keys(layer)
-            left, right = ridge_factors(found.K, R, K_p, spaces[layer].project, config.ridge)
+            left, right = session.solve_update(layer, found.K, R, spaces[layer], config.ridge)
             solved_norm = float((left @ right).norm())
             if layer in masks:
                 left = left * masks[layer].to(left)[:, None]

@@ -85,7 +85,7 @@ def test_finding_the_neurons_fills_map_heatmap_tables_and_inspector(found: AppTe
 def test_moving_a_slider_selects_anew_and_never_attributes(
     found: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = state_of(found).settings["neurons.masks"][2]
+    before = state_of(found).kept.newest("neurons.masks")
     scores = _result(found)
 
     def never(*_: Any, **__: Any) -> None:
@@ -93,18 +93,18 @@ def test_moving_a_slider_selects_anew_and_never_attributes(
 
     monkeypatch.setattr("nmke.attribution.attribute", never)
     found.slider(key="neurons.mask.specific_low-specific_high").set_value((0.6, 0.7)).run()
-    after = state_of(found).settings["neurons.masks"][2]
+    after = state_of(found).kept.newest("neurons.masks")
     assert _result(found) is scores
     assert int(after[0].specific.sum()) > int(before[0].specific.sum())
     found.button(key="neurons.reset").click().run()
-    assert state_of(found).settings["neurons.masks"][1] == MaskConfig()
+    assert state_of(found).settings["neurons.mask_config"] == MaskConfig()
     assert not found.exception
 
 
 @pytest.mark.parametrize("variant", ["union", "overlap", "non_overlap", "general", "specific", "soft"])
 def test_every_variant_can_be_chosen(found: AppTest, variant: str) -> None:
     found.selectbox(key="neurons.mask.variant").set_value(variant).run()
-    assert state_of(found).settings["neurons.masks"][1].variant == variant
+    assert state_of(found).settings["neurons.mask_config"].variant == variant
     assert not found.error
 
 
@@ -137,7 +137,7 @@ def test_layer_and_neuron_can_be_chosen_without_clicking_a_chart(found: AppTest)
     found.selectbox(key="neurons.layer").set_value(2)
     found.number_input(key="neurons.neuron").set_value(7).run()
     assert "Framed: layer 2" in said(found)
-    card = state_of(found).settings["neurons.card"][1]
+    card = state_of(found).kept.newest("neurons.card")
     assert (card.layer, card.neuron) == (2, 7)
 
 
@@ -146,7 +146,7 @@ def test_passages_are_offered_and_collected_as_a_job(found: AppTest) -> None:
     found.button(key="neurons.statistics.collect").click().run()
     wait(found)
     assert not found.error
-    assert state_of(found).settings["neurons.card"][1].passages
+    assert state_of(found).kept.newest("neurons.card").passages
 
 
 def test_a_layer_out_of_range_is_one_sentence(page: AppTest) -> None:

@@ -1,5 +1,6 @@
 """Sessions: apply, undo and redo exact to the bit; nothing leaks between sessions on one model."""
 
+import random
 import threading
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from nmke.edit import Edit, WeightPatch
 from nmke.errors import EditError, SessionError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
+from nmke.moments import NullSpace
 from nmke.session import EditSession
+from nmke.solve import ridge_solve
 from nmke.tokens import encode_batch
 
 FACT = Fact("The capital of France is", "France", "Rome")
@@ -87,6 +90,84 @@ def test_earlier_keys_belong_to_the_history_and_leave_with_the_edit(tiny: Loaded
     session.undo()
     assert torch.equal(session.history_keys(2), first.keys[2])
     assert session.history_keys(0).shape == (tiny.d_mlp, 0)
+
+
+def solved(session: EditSession, layer: int, seed: int = 99) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    K = torch.randn(session.model.d_mlp, 1, generator=generator)
+    R = torch.randn(session.model.d_model, 1, generator=generator)
+    return session.solve_update(layer, K, R, NullSpace.everything(session.model.d_mlp), 1.0)
+
+
+def test_a_walk_of_edits_undos_and_redos_solves_like_a_session_that_went_straight_there(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    session, choice = EditSession(tiny), random.Random(3)
+    for step in range(60):
+        move = choice.random()
+        if move < 0.25 and session.version:
+            session.undo()
+        elif move < 0.35 and session.redoable:
+            session.redo()
+        else:
+            session.apply(make_edit(tiny, step, layers=(1, 2) if step % 3 else (2,), size=1e-3))
+        if step % 4:
+            continue
+        digest, edits = session.digest, session.edits
+        straight = EditSession(tiny)
+        for edit in edits:
+            straight.apply(edit)
+        loaded = EditSession.load(tiny, session.save(tmp_path / "bundle"))
+        for layer in (1, 2):
+            factors = solved(session, layer)
+            for other in (straight, loaded):
+                assert all(torch.equal(a, b) for a, b in zip(factors, solved(other, layer), strict=True))
+        assert session.digest == digest and session.edits == edits, "solving leaves the session as it was"
+    assert session.version > 16
+
+
+def test_a_solve_knows_the_keys_in_force_and_no_others(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    for seed in range(12):
+        before = solved(session, 1)
+        session.apply(make_edit(tiny, seed))
+        P = torch.eye(tiny.d_mlp)
+        generator = torch.Generator().manual_seed(99)
+        K = torch.randn(tiny.d_mlp, 1, generator=generator)
+        R = torch.randn(tiny.d_model, 1, generator=generator)
+        expected = ridge_solve(K, R, session.history_keys(1), P, 1.0)
+        left, right = solved(session, 1)
+        assert torch.allclose(left @ right, expected, rtol=1e-9, atol=1e-12)
+        assert not torch.equal(left, before[0])
+    session.reset()
+    assert all(
+        torch.equal(a, b) for a, b in zip(solved(session, 1), solved(EditSession(tiny), 1), strict=True)
+    )
+
+
+def test_threads_that_solve_in_one_session_get_the_same_bits(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    for seed in range(20):
+        session.apply(make_edit(tiny, seed))
+    expected = {layer: solved(session, layer) for layer in (1, 2)}
+    session.reset()
+    for seed in range(20):
+        session.apply(make_edit(tiny, seed))
+    wrong: list[int] = []
+
+    def drive() -> None:
+        for layer in (1, 2) * 10:
+            if not all(
+                torch.equal(a, b) for a, b in zip(expected[layer], solved(session, layer), strict=True)
+            ):
+                wrong.append(layer)
+
+    threads = [threading.Thread(target=drive) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_a_new_edit_drops_what_could_be_redone(tiny: LoadedModel) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from nmke.errors import EditError
 from nmke.moments import NullSpace
-from nmke.solve import ridge_factors, ridge_solve
+from nmke.solve import absorb_keys, cholesky, ridge_factors, ridge_solve, woodbury_root
 
 
 def test_one_key_without_protection_is_the_textbook_ridge() -> None:
@@ -56,3 +56,26 @@ def test_keys_that_break_the_solve_are_refused_with_a_remedy() -> None:
     K = torch.full((4, 1), float("nan"))
     with pytest.raises(EditError, match="Raise the ridge"):
         ridge_factors(K, torch.ones(3, 1), torch.zeros(4, 0), lambda k: k, 1.0)
+
+
+def test_taking_in_one_key_by_hand() -> None:
+    # M = 2 I, C = (1, 2)^T: (M + C C^T)^-1 C = C / (2 + 5), and G - (M + C C^T)^-1 = G C C^T G / (1 + C^T G C).
+    C = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    assert torch.allclose(absorb_keys(C, C / 2), C / 7)
+    Z = woodbury_root(C, C / 2)
+    assert torch.allclose(Z.T @ Z, (C @ C.T / 4) / (1 + 5 / 2))
+
+
+def test_taking_in_keys_equals_inverting_the_larger_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    root, C = (torch.randn(8, n, generator=generator, dtype=torch.float64) for n in (8, 3))
+    M = root @ root.T + torch.eye(8)
+    G, larger = torch.linalg.inv(M), torch.linalg.inv(M + C @ C.T)
+    Z = woodbury_root(C, G @ C)
+    assert torch.allclose(G - Z.T @ Z, larger)
+    assert torch.allclose(absorb_keys(C, G @ C), larger @ C)
+
+
+def test_a_matrix_without_a_cholesky_factor_is_refused_with_a_remedy() -> None:
+    with pytest.raises(EditError, match="Raise the ridge"):
+        cholesky(-torch.eye(2))

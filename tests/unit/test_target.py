@@ -95,7 +95,7 @@ def test_it_stops_once_the_loss_is_small_enough(tiny: LoadedModel) -> None:
 def test_a_diverging_optimisation_is_refused_with_a_remedy(
     llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nmke.target._decay", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr("nmke.target._decay", lambda *_: torch.tensor([float("nan")]))
     with pytest.raises(EditError, match="diverged at step 1.*Lower the learning rate"):
         optimise_target(llama, FACT, LAYER, TEMPLATES)
 
@@ -129,6 +129,6 @@ def test_reusing_the_prefix_gives_the_same_z_as_whole_prompts(
     fact = Fact(prompt, subject, "the boat")
     config = TargetConfig.make(steps=5, stop_loss=0.0, learning_rate=0.02)
     fast = optimise_target(model, fact, LAYER, TEMPLATES, config)
-    plain = optimise_target(model, fact, LAYER, TEMPLATES, config, reuse_prefix=False)
+    plain = optimise_target(model, fact, LAYER, TEMPLATES, config, plain=True)
     assert [loss[0] for loss in fast.losses] == pytest.approx([loss[0] for loss in plain.losses], abs=1e-4)
     assert torch.allclose(fast.z, plain.z, atol=1e-3)
