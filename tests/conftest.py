@@ -14,6 +14,7 @@ TENSOR_MODULES = (
     "attribution",
     "edit",
     "history",
+    "keys",
     "masks",
     "methods",
     "metrics",

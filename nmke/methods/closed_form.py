@@ -3,7 +3,7 @@
 1. ``z`` per fact: the wanted output of the last edited layer at the subject's last token.
 2. For each edited layer, with the earlier ones already changed: keys ``K``, residual
    ``R = (z - output now) / layers left``, a solve, and an optional mask over neurons.
-3. The keys collected anew with all layers changed join the history ``K_p``.
+3. The keys, as they are with all layers changed, join the history ``K_p``.
 """
 
 import time
@@ -22,12 +22,14 @@ from nmke.contexts import context_templates
 from nmke.edit import WeightPatch
 from nmke.errors import EditError
 from nmke.facts import Fact
-from nmke.model import POST, RESID_POST, EditableModel
+from nmke.keys import KeySource, PlainKeys, key_source
+from nmke.model import EditableModel
 from nmke.moments import NullSpace, StatisticsConfig, collect_statistics
 from nmke.progress import Progress
 from nmke.session import EditSession
-from nmke.target import Target, TargetConfig, optimise_target
-from nmke.tokens import encode, fill_template, find_subject_last, pad, pad_id, require_fits
+from nmke.solve import exact_dtype, ridge_solve
+from nmke.target import Target, TargetConfig, optimise_targets
+from nmke.tokens import require_fits
 
 
 class ClosedFormConfig(Config):
@@ -79,19 +81,6 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Keys:
-    """What the facts put into one layer.
-
-    Attributes:
-        K: down-projection inputs at the subject's last token, averaged over contexts [d_mlp, fact].
-        output: output of the last edited layer there, of the bare prompts [d_model, fact].
-    """
-
-    K: Float[Tensor, "d_mlp fact"]
-    output: Float[Tensor, "d_model fact"]
-
-
-@dataclass(frozen=True)
 class Written:
     """What the loop computed: patches, history keys, and figures for display."""
 
@@ -140,13 +129,17 @@ def find_targets(
     templates: Sequence[str],
     config: ClosedFormConfig,
     progress: Progress,
+    plain: bool = False,
 ) -> list[Target]:
-    """z of every fact, at the last edited layer, on top of the session's edits."""
+    """z of every fact, at the last edited layer, on top of the session's edits.
+
+    Args:
+        plain: by whole prompts, the twin in tests; see :mod:`nmke.target`.
+    """
     with session.active():
-        return [
-            optimise_target(session.model, fact, config.layers[-1], templates, config.target, progress)
-            for fact in facts
-        ]
+        return optimise_targets(
+            session.model, facts, config.layers[-1], templates, config.target, progress, plain
+        )
 
 
 def write_layers(
@@ -159,83 +152,67 @@ def write_layers(
     config: ClosedFormConfig,
     progress: Progress,
     watch: Stopwatch,
+    plain: bool = False,
 ) -> Written:
     """The layer loop. Changes live in a scratch that ends with this function.
 
     Args:
         masks: per layer what multiplies each neuron's update; layers without one are written whole.
+        plain: whole prompts for every layer's keys, dense solves, and the history's keys collected anew: the
+            published procedure step by step, the twin in tests.
     """
     layers = config.layers
     z = torch.stack([target.z for target in targets], dim=1)
     scratch: dict[int, Tensor] = {}
-    patches, details = [], []
+    patches, details, history = [], [], {}
+    solve = _solve_densely if plain else EditSession.solve_update
+    with watch.stage("keys"):
+        make = PlainKeys if plain else key_source
+        source: KeySource = make(session, facts, layers, templates)
     for done, layer in enumerate(layers):
         progress.update("writing layers", done, len(layers), f"layer {layer}")
         with watch.stage("keys"):
-            found = collect_keys(session, facts, [layer], layers[-1], templates, scratch)[layer]
+            found = source.at(layer, scratch)
         R = (z - found.output) / (len(layers) - done)
         with watch.stage("solve"):
-            left, right = session.solve_update(layer, found.K, R, spaces[layer], config.ridge)
-            solved_norm = float((left @ right).norm())
+            left, right = solve(session, layer, found.K, R, spaces[layer], config.ridge)
+            solved = factored_norm(left, right)
             if layer in masks:
                 left = left * masks[layer].to(left)[:, None]
             patch = WeightPatch(layer, left.float(), right.float())
             scratch[layer] = patch.added_to(session.master(layer))
         patches.append(patch)
+        history[layer] = found.K
         details.append(
             {
                 "layer": layer,
                 "null_space_kept": spaces[layer].kept_share,
                 "residual_norm": float(R.norm()),
-                "solved_norm": solved_norm,
-                "written_norm": float(patch.matrix().norm()),
+                "solved_norm": solved,
+                "written_norm": factored_norm(left, right),
             }
         )
-    with watch.stage("keys"):
-        progress.update("writing layers", len(layers), len(layers), "keys for the history")
-        after = collect_keys(session, facts, layers, layers[-1], templates, scratch)
-    return Written(tuple(patches), {layer: after[layer].K for layer in layers}, {"layers": details})
+    if plain:
+        with watch.stage("keys"):
+            history = {layer: source.at(layer, scratch).K for layer in layers}
+    ran = {"target": targets[0].ran, "keys": source.ran}
+    return Written(tuple(patches), history, {"layers": details, "ran": ran})
 
 
-@torch.no_grad()
-def collect_keys(
+def factored_norm(left: Float[Tensor, "d_mlp fact"], right: Float[Tensor, "fact d_model"]) -> float:
+    """Frobenius norm of ``left @ right``, without forming it: ``tr(L^T L R R^T)`` under the root."""
+    return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
+
+
+def _solve_densely(
     session: EditSession,
-    facts: Sequence[Fact],
-    layers: Sequence[int],
-    last_layer: int,
-    templates: Sequence[str],
-    scratch: Mapping[int, Tensor],
-) -> dict[int, Keys]:
-    """Keys of ``layers`` and the output of ``last_layer``, in one forward pass over all facts and contexts."""
-    model = session.model
-    batch, subject = context_batch(model, facts, templates)
-    sites = [*((POST, layer) for layer in layers), (RESID_POST, last_layer)]
-    with session.active(scratch):
-        kept = model.run(batch, sites, stop_after=last_layer)
-    rows = torch.arange(len(subject))
-    n = len(templates)
-    output = kept[(RESID_POST, last_layer)][rows, subject][::n].float().to(model.device).T
-    found = {}
-    for layer in layers:
-        activations = kept[(POST, layer)][rows, subject].float().to(model.device)
-        found[layer] = Keys(average_contexts(activations.view(len(facts), n, -1)).T, output)
-    return found
-
-
-def average_contexts(activations: Float[Tensor, "fact context d_mlp"]) -> Float[Tensor, "fact d_mlp"]:
-    """Half the bare prompt (the first context), half the mean of the others."""
-    if activations.shape[1] == 1:
-        return activations[:, 0]
-    return (activations[:, 0] + activations[:, 1:].mean(1)) / 2
-
-
-def context_batch(
-    model: EditableModel, facts: Sequence[Fact], templates: Sequence[str]
-) -> tuple[Any, Tensor]:
-    """Every fact's prompt under every template, facts outermost, and each row's subject position."""
-    rows, subject = [], []
-    for fact in facts:
-        for template in templates:
-            rows.append(encode(model.tokenizer, fill_template(template, fact.prompt)))
-            subject.append(find_subject_last(model.tokenizer, fact, template))
-    return pad(rows, pad_id(model.tokenizer)), torch.tensor(subject)
+    layer: int,
+    K: Float[Tensor, "d_mlp fact"],
+    R: Float[Tensor, "d_model fact"],
+    space: NullSpace,
+    ridge: float,
+) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, "d_model d_model"]]:
+    """The plain twin of :meth:`EditSession.solve_update`: a D x D solve, its result a factor of its own."""
+    P = space.project(torch.eye(space.d_mlp, dtype=exact_dtype(K), device=K.device))
+    X = ridge_solve(K, R, session.history_keys(layer), P, ridge)
+    return X, torch.eye(X.shape[1], dtype=X.dtype, device=X.device)

@@ -8,10 +8,10 @@ import torch
 from nmke.edit import Edit
 from nmke.errors import Cancelled, ConfigError, EditError, FactError, ModelError
 from nmke.facts import Fact
+from nmke.keys import average_contexts
 from nmke.loading import LoadedModel
 from nmke.masks import MaskConfig
 from nmke.methods import Method, get_method, methods
-from nmke.methods.closed_form import average_contexts
 from nmke.methods.nmke import NMKE, NMKEConfig
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession
