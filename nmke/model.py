@@ -272,8 +272,6 @@ class EditableModel:
 
     def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """The unembedding of final-norm outputs, as float32."""
-        if self.readout.unembedding.dtype == torch.float32:
-            return self.readout.unembed(final)
         return self.bridge.unembed(final).float()
 
     @torch.no_grad()

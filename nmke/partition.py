@@ -18,6 +18,7 @@ given how far the neuron can move any token (:mod:`nmke.reach`). By it about one
 a statement about the draw, whose seed is a setting, not a certainty.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -205,7 +206,7 @@ def by_sample(
     total, variance = torch.full_like(first, torch.nan), torch.full_like(first, torch.inf)
     step = max(1, _CHUNK // len(draw.tokens))
     for row in range(len(W)):
-        for asked in todo[row, neurons].nonzero()[:, 0].split(step):
+        for asked in _some(todo[row, neurons], step):
             which = neurons[asked]
             t = A[asked] * tilts.amounts[row, which, None]
             curve = torch.expm1(t).sub_(t).mul_(W[row])
@@ -234,7 +235,7 @@ def by_sum(
     for neurons in todo.any(0).nonzero()[:, 0].split(block):
         A = (tilts.directions[neurons] @ unembedding.T).sub_(centre[neurons, None])
         for row in range(len(todo)):
-            for asked in todo[row, neurons].nonzero()[:, 0].split(max(1, 8 * _CHUNK // A.shape[1])):
+            for asked in _some(todo[row, neurons], max(1, 8 * _CHUNK // A.shape[1])):
                 which = neurons[asked]
                 t = A[asked].mul_(tilts.amounts[row, which, None])
                 if up[row, which].max() < _SAFE_EXPONENT:
@@ -272,6 +273,12 @@ def log_partition(
         value = torch.where(todo, by_sum(tilts, unembedding, todo, block), value)
         bound = bound.masked_fill(todo, 0)
     return value, bound
+
+
+def _some(chosen: Bool[Tensor, " neuron"], at_once: int) -> Iterator[Int[Tensor, " some"]]:
+    """The places chosen, so many at once; nothing where none is."""
+    places = chosen.nonzero()[:, 0]
+    return (places[start : start + at_once] for start in range(0, len(places), at_once))
 
 
 def _curve(t: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from nmke.model import RESID_POST, EditableModel, Past
+from nmke.packed import pack_linears
 from nmke.tokens import Batch
 
 #: Largest difference, relative to the largest value, at which a replay counts as the model's own computation.
@@ -33,10 +34,11 @@ _WRAPPING = "_original_component."
 
 @dataclass(frozen=True)
 class Unhooked:
-    """The model's layers and final norm around the model's own parameters, without hook points."""
+    """The model's layers, final norm and unembedding around its own parameters, without hook points."""
 
     layers: Sequence[nn.Module]
     norm: nn.Module
+    head: nn.Module
 
 
 def unhook(model: EditableModel) -> Unhooked | None:
@@ -50,7 +52,7 @@ def unhook(model: EditableModel) -> Unhooked | None:
     wanted = [*model.bridge.blocks, model.bridge.ln_final]
     if not all(id(module) in places for module in wanted):
         return None
-    clean = _skeleton(wrapped)
+    clean: Any = _skeleton(wrapped)
     shared = {name.replace(_WRAPPING, ""): p for name, p in wrapped.named_parameters(remove_duplicate=False)}
     for name, _ in list(clean.named_parameters(remove_duplicate=False)):
         if name not in shared:
@@ -58,7 +60,8 @@ def unhook(model: EditableModel) -> Unhooked | None:
         owner, _, leaf = name.rpartition(".")
         clean.get_submodule(owner)._parameters[leaf] = shared[name]
     *layers, norm = (clean.get_submodule(places[id(module)]) for module in wanted)
-    return Unhooked(layers, norm)
+    pack_linears(clean)
+    return Unhooked(layers, norm, clean.get_output_embeddings())
 
 
 def _skeleton(wrapped: Any) -> nn.Module:
@@ -185,6 +188,11 @@ class Replay:
         finally:
             handle.remove()
         return kept[0], out
+
+    def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """The unembedding of final-norm outputs, as float32."""
+        out: Tensor = self._unhooked.head(final)
+        return out.float()
 
     def final(
         self, resid: Float[Tensor, "prompt position d_model"]

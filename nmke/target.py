@@ -297,7 +297,7 @@ class _Forward:
         final = self._final(delta)
         last = problem.subject[problem.essence]
         needed = torch.cat([final[problem.rows, problem.places], final[problem.essence, last]])
-        log_p = self.model.logits(needed).log_softmax(-1)
+        log_p = (self.tail or self.model).logits(needed).log_softmax(-1)
         answers, essence = log_p.split([len(problem.tokens), len(problem.essence)])
         token = -answers.gather(1, problem.tokens.to(answers.device)[:, None])[:, 0]
         contexts = problem.contexts.to(token.device)

@@ -87,6 +87,15 @@ def test_the_sum_over_every_token_equals_the_plain_one_however_far_the_logits_mo
     assert torch.allclose(by_sum(tilts, U, everything(tilts), block), plain(tilts, U), atol=1e-3, rtol=1e-4)
 
 
+def test_only_what_is_asked_is_computed() -> None:
+    tilts, U = make_tilts(1)
+    asked = everything(tilts)
+    asked[0] = False
+    asked[1, 3:] = False
+    for found in (by_sum(tilts, U, asked, 7), by_sample(tilts, U, draw_tokens(tilts.p, 900, 0), asked)[0]):
+        assert torch.equal(found.isnan(), ~asked)
+
+
 def test_a_draw_meets_its_inclusion_probabilities_over_many_seeds() -> None:
     tilts, _ = make_tilts(2, peaked=3.0)
     counts = torch.zeros(V)
