@@ -93,8 +93,13 @@ def stages_part(model: LoadedModel, facts: list[Fact], floor: dict[str, float]) 
     """LPS, z, keys, solve and the whole edit, fact by fact, plain and fast in turn."""
     config: Any = preset_for(model, "nmke").config
     templates, spaces = prepare(EditSession(model), facts, config, Silent())
-    _measure_reach(model, config.layers)
+    reaching = _measure_reach(model, config.layers)
     bench = _EditBench(model, config, templates, spaces)
+    once = {
+        "reach_measured_or_read_s": round(reaching, 2),
+        "first_z_extra_s": round(bench.warm_up(facts[0]), 2),
+    }
+    print("once per model:", json.dumps(once))
     before = [measure_fact(model, fact) for fact in facts]
     for number, fact in enumerate(facts):
         print(f"fact {number + 1} of {len(facts)}: {fact.prompt} -> {fact.target_new}", flush=True)
@@ -113,7 +118,13 @@ def stages_part(model: LoadedModel, facts: list[Fact], floor: dict[str, float]) 
     print(json.dumps(steps))
     agreement = {"masks_same_share": bench.masks_same / bench.masks_all, "outside_bound": bench.outside}
     print(json.dumps(agreement))
-    return {"stages": rows, "quality": quality, "z_steps": steps, "agreement": agreement}
+    return {
+        "stages": rows,
+        "once_per_model": once,
+        "quality": quality,
+        "z_steps": steps,
+        "agreement": agreement,
+    }
 
 
 def _measure_reach(model: LoadedModel, layers: Any) -> float:
@@ -142,6 +153,21 @@ class _EditBench:
         self.reports: dict[str, list[Any]] = {"plain": [], "fast": []}
         self.masks_same = self.masks_all = self.outside = self.steps = 0
         self.alone: list[list[float]] = []
+
+    def warm_up(self, fact: Fact) -> float:
+        """What only the first edit of a process pays: finding the layers without hooks, packing their weights."""
+        short = self.config.target.changed(steps=2)
+        first, second = (
+            timed(
+                partial(optimise_targets, self.model, [fact], self.config.layers[-1], self.templates, short)
+            )[1]
+            for _ in range(2)
+        )
+        self._score(self._read(prompts_of([fact], self.templates)))
+        for stage in self.stages.values():
+            stage.plain, stage.fast, stage.errors = [], [], []
+        self.masks_same = self.masks_all = self.outside = 0
+        return first - second
 
     def run(self, fact: Fact, before: Any) -> None:
         prompts = prompts_of([fact], self.templates)
@@ -210,8 +236,8 @@ class _EditBench:
         self.stages["lps"].plain.append(plain_s)
         off = {layer: (scores - plain[layer]).abs() for layer, scores, _ in found}
         self.stages["lps"].errors.append(max(float(values.max()) for values in off.values()))
-        # 3e-5: float32 rounding of the plain form's own sums over the vocabulary.
-        self.outside += sum(int((off[layer] > bounds + 3e-5).sum()) for layer, _, bounds in found)
+        # 1e-4: float32 rounding where a neuron moves logits by tens; seen up to 4e-5 between two exact sums.
+        self.outside += sum(int((off[layer] > bounds + 1e-4).sum()) for layer, _, bounds in found)
         fast_masks = {layer: build_mask(scores, self.config.mask).weights for layer, scores, _ in found}
         plain_masks = {layer: build_mask(plain[layer], self.config.mask).weights for layer in layers}
         for layer in layers:

@@ -247,7 +247,7 @@ class EditableModel:
             moved = batch.to(self.bridge.cfg.device)
             with self.bridge.hooks(fwd_hooks=fwd):
                 # One position of logits is the least the head can be asked for; readers use ("final", -1).
-                self.bridge(moved.ids, stop_at_layer=stop, logits_to_keep=1, **_attention(moved, past))
+                self.bridge(moved.ids, stop_at_layer=stop, logits_to_keep=1, **attention_inputs(moved, past))
         return {site: self._value(kept, site) for site in sites}
 
     @torch.no_grad()
@@ -326,7 +326,7 @@ class EditableModel:
         return kept[site]
 
 
-def _attention(batch: Batch, past: Past | None) -> dict[str, Any]:
+def attention_inputs(batch: Batch, past: Past | None) -> dict[str, Any]:
     """What attention is told: which tokens are real, where they stand, and what came before."""
     if past is None:
         return {"attention_mask": batch.mask, "use_cache": False}

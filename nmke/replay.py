@@ -7,8 +7,8 @@ architectures and does not depend on the residual; so one ordinary forward pass 
 them over again. Nothing here knows an architecture.
 
 The layers that run are the model's own classes around the very same parameters, without TransformerLens' hook points,
-which cost more than the arithmetic on a handful of tokens. :meth:`Replay.record` compares what they give with what the
-model gave and returns None where that differs, so that callers fall back on whole models, and say so.
+which cost more than the arithmetic on a handful of tokens. :func:`unhook` compares once per model what they give with
+what the model gives; where that differs there is no replay, and callers run whole models instead, and say so.
 """
 
 import copy
@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache
 
-from nmke.model import RESID_POST, EditableModel, Past
+from nmke.model import EditableModel, Past, attention_inputs
 from nmke.packed import pack_linears
-from nmke.tokens import Batch
+from nmke.tokens import Batch, pad, pad_id
 
 #: Largest difference, relative to the largest value, at which a replay counts as the model's own computation.
 AGREEMENT = 1e-3
@@ -34,8 +34,13 @@ _WRAPPING = "_original_component."
 
 @dataclass(frozen=True)
 class Unhooked:
-    """The model's layers, final norm and unembedding around its own parameters, without hook points."""
+    """The model around its own parameters, without hook points.
 
+    Attributes:
+        network: all of it; layers, norm, head: its layers, final norm and unembedding.
+    """
+
+    network: Any
     layers: Sequence[nn.Module]
     norm: nn.Module
     head: nn.Module
@@ -45,8 +50,22 @@ def unhook(model: EditableModel) -> Unhooked | None:
     """The Hugging Face model that TransformerLens wrapped, built anew around the same parameters; none is copied.
 
     Returns:
-        None where the names of modules or parameters cannot be matched one to one.
+        None where the names of modules or parameters cannot be matched one to one, or where replays of these layers do
+        not give what the model gives.
     """
+    found = _match(model)
+    try:
+        return found if found is not None and _agrees(model, found) else None
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # a layer that needs more than its arguments
+        return None
+
+
+def _match(model: EditableModel) -> Unhooked | None:
     wrapped: nn.Module = model.bridge.original_model
     places = {id(module): name.replace(_WRAPPING, "") for name, module in wrapped.named_modules()}
     wanted = [*model.bridge.blocks, model.bridge.ln_final]
@@ -61,7 +80,39 @@ def unhook(model: EditableModel) -> Unhooked | None:
         clean.get_submodule(owner)._parameters[leaf] = shared[name]
     *layers, norm = (clean.get_submodule(places[id(module)]) for module in wanted)
     pack_linears(clean)
-    return Unhooked(layers, norm, clean.get_output_embeddings())
+    return Unhooked(clean, layers, norm, clean.get_output_embeddings())
+
+
+@torch.no_grad()
+def _agrees(model: EditableModel, unhooked: Unhooked) -> bool:
+    """Whether whole replays, with and without tokens in front, end where the model does; rows of unequal length."""
+    rows = [[(7 * place + 3) % model.d_vocab for place in range(length)] for length in (9, 6)]
+    whole, cut = pad(rows, 0), 4
+    wanted = model.run(whole, [("final", -1)])[("final", -1)]
+    with model.lock:
+        past = remember(model, unhooked, pad([row[:cut] for row in rows], 0))
+        rest = pad([row[cut:] for row in rows], 0)
+        for batch, before, expected in ((whole, None, wanted), (rest, past, wanted[:, cut:])):
+            replay = Replay.record(model, batch, 0, model.n_layers - 1, before, unhooked)
+            if replay is None:
+                return False
+            real = batch.mask.bool().to(expected.device)
+            found = replay.final(replay.run(replay.entry))[real].float()
+            if (found - expected[real].float()).abs().max() > AGREEMENT * expected[real].float().abs().max():
+                return False
+    return True
+
+
+@torch.no_grad()
+def remember(model: EditableModel, unhooked: Unhooked, batch: Batch) -> Past:
+    """:meth:`EditableModel.remember` without hook points; the caller holds ``model.lock``."""
+    left = batch.left_padded(pad_id(model.tokenizer))
+    moved = left.to(model.bridge.cfg.device)
+    positions = (moved.mask.cumsum(1) - 1).clamp_min(0)
+    out = unhooked.network(
+        moved.ids, attention_mask=moved.mask, position_ids=positions, logits_to_keep=1, use_cache=True
+    )
+    return Past(out.past_key_values, left.mask)
 
 
 def _skeleton(wrapped: Any) -> nn.Module:
@@ -125,41 +176,36 @@ class Replay:
     @classmethod
     @torch.no_grad()
     def record(
-        cls, model: EditableModel, batch: Batch, first: int, last: int, past: Past | None = None
+        cls,
+        model: EditableModel,
+        batch: Batch,
+        first: int,
+        last: int,
+        past: Past | None = None,
+        unhooked: Unhooked | None = None,
     ) -> "Replay | None":
-        """Run the batch once, with the weights in force, and keep what these layers were given.
+        """Run the batch up to layer ``last``, with the weights in force, and keep what these layers were given.
+
+        The caller holds ``model.lock``.
 
         Args:
             past: keys and values of tokens in front of the batch.
+            unhooked: by default the model's own.
 
         Returns:
-            None where a replay does not reproduce the model.
+            None where the model has no replay.
         """
-        unhooked = model.unhooked
+        unhooked = unhooked or model.unhooked
         if unhooked is None:
             return None
         calls: dict[int, _Call] = {}
         entries: list[Tensor] = []
-        to_end = last == model.n_layers - 1
-        site = ("final", -1) if to_end else (RESID_POST, last)
-        with _watching(model, range(first, last + 1), calls, entries):
-            wanted = model.run(batch, [site], stop_after=None if to_end else last, past=past)[site]
+        moved = batch.to(model.bridge.cfg.device)
+        with _watching(unhooked, range(first, last + 1), calls, entries):
+            unhooked.network(moved.ids, logits_to_keep=1, **attention_inputs(moved, past))
         if len(calls) != last - first + 1:
             return None
-        replay = cls(model, first, last, entries[0], unhooked, calls, past)
-        try:
-            found = replay.run(replay.entry)
-            found = replay.final(found) if to_end else found
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ):  # a layer that needs more than its arguments
-            return None
-        real = batch.mask.bool().to(found.device)
-        error = (found[real].float() - wanted[real].float()).abs().max()
-        return replay if bool(error <= AGREEMENT * wanted[real].float().abs().max()) else None
+        return cls(model, first, last, entries[0], unhooked, calls, past)
 
     def run(
         self,
@@ -210,11 +256,15 @@ class Replay:
         )
 
 
+class _SeenEnoughError(Exception):
+    """Ends a recording run after its last layer."""
+
+
 @contextmanager
 def _watching(
-    model: EditableModel, layers: range, calls: dict[int, _Call], entries: list[Tensor]
+    unhooked: Unhooked, layers: range, calls: dict[int, _Call], entries: list[Tensor]
 ) -> Iterator[None]:
-    """Keep what the layers are called with, and what enters the first of them."""
+    """Keep what the layers are called with, and what enters the first of them; stop before what follows."""
 
     def watch(layer: int) -> Any:
         def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,12 +274,19 @@ def _watching(
 
         return record
 
+    def stop(*_: Any) -> None:
+        raise _SeenEnoughError
+
     handles = [
-        model.bridge.blocks[layer].register_forward_pre_hook(watch(layer), with_kwargs=True)
-        for layer in layers
+        unhooked.layers[layer].register_forward_pre_hook(watch(layer), with_kwargs=True) for layer in layers
     ]
+    at_end = layers.stop == len(unhooked.layers)
+    following = unhooked.norm if at_end else unhooked.layers[layers.stop]
+    handles.append(following.register_forward_pre_hook(stop))
     try:
         yield
+    except _SeenEnoughError:
+        pass
     finally:
         for handle in handles:
             handle.remove()

@@ -30,7 +30,7 @@ from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.model import RESID_POST, EditableModel, Past
 from nmke.progress import Progress, Silent
-from nmke.replay import Replay
+from nmke.replay import Replay, remember
 from nmke.tokens import (
     Batch,
     encode,
@@ -329,7 +329,8 @@ def _split(model: EditableModel, problem: _Problem) -> tuple[_Problem, Past]:
         ids[mask.bool()].tolist() for ids, mask in zip(problem.batch.ids, problem.batch.mask, strict=True)
     ]
     cuts = problem.subject.tolist()
-    past = model.remember(pad([row[:cut] for row, cut in zip(rows, cuts, strict=True)], fill))
+    before = pad([row[:cut] for row, cut in zip(rows, cuts, strict=True)], fill)
+    past = remember(model, model.unhooked, before) if model.unhooked else model.remember(before)
     rest = [
         row[cut : cut + 1] if number in essence else row[cut:]
         for number, (row, cut) in enumerate(zip(rows, cuts, strict=True))

@@ -22,6 +22,7 @@ TENSOR_MODULES = (
     "moments",
     "moments_collect",
     "neurons",
+    "packed",
     "partition",
     "reach",
     "readout",

@@ -13,7 +13,7 @@ from nmke.methods.closed_form import ClosedFormConfig, Stopwatch, find_targets, 
 from nmke.model import POST, RESID_POST
 from nmke.moments import NullSpace
 from nmke.progress import Silent
-from nmke.replay import Replay
+from nmke.replay import Replay, _Call
 from nmke.session import EditSession
 from nmke.target import TargetConfig, optimise_targets
 from nmke.tokens import Batch, encode, pad
@@ -91,8 +91,9 @@ def test_layers_that_give_something_else_are_not_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(str(make_tiny("llama", tmp_path)), device="cpu")
-    assert model.unhooked is not None
-    monkeypatch.setattr(model.unhooked.layers[2], "forward", lambda resid, *_, **__: resid * 1.01)
+    on = _Call.on
+    monkeypatch.setattr(_Call, "on", lambda call, layer, resid, cache: on(call, layer, resid, cache) * 1.01)
+    assert model.unhooked is None
     assert Replay.record(model, batch_of(model, ["A cat"]), 1, 3) is None
     # Everything that stands on replays falls back on whole models, says so, and gives the same.
     session = EditSession(model)
@@ -218,4 +219,6 @@ def test_z_after_the_last_layer_needs_no_later_layers(llama: LoadedModel) -> Non
     last = optimise_targets(llama, FACTS[:1], 3, TEMPLATES, config)[0]
     plain = optimise_targets(llama, FACTS[:1], 3, TEMPLATES, config, plain=True)[0]
     assert last.ran == "later positions"
-    assert torch.allclose(last.z, plain.z, atol=1e-4)
+    # Adam divides by the gradient's size, so where that is nearly 0 its step magnifies rounding.
+    assert torch.allclose(last.z, plain.z, atol=2e-3)
+    assert [loss[0] for loss in last.losses] == pytest.approx([loss[0] for loss in plain.losses], abs=1e-4)

@@ -1,0 +1,64 @@
+"""Packed linear maps against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from nmke.packed import MOST_ROWS, PackedLinear, is_available, pack_linears
+
+needs_kernels = pytest.mark.skipif(not is_available(), reason="this build of torch has no packed kernels")
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 8), (3, 5, 8), (2, 1, 40), (MOST_ROWS + 1, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_out", [1, 17, 64])
+def test_output_and_gradient_are_the_plain_ones(shape: tuple[int, ...], bias: bool, d_out: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(shape[-1], d_out, bias=bias).requires_grad_(False)
+    x = torch.randn(shape)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    packed = PackedLinear(plain)
+    assert torch.allclose(packed(one), plain(other), atol=1e-5)
+    packed(one).square().sum().backward()
+    plain(other).square().sum().backward()
+    assert one.grad is not None and other.grad is not None
+    assert torch.allclose(one.grad, other.grad, atol=1e-4)
+
+
+@needs_kernels
+def test_other_weights_in_force_are_the_ones_that_compute() -> None:
+    plain = nn.Linear(8, 8).requires_grad_(False)
+    packed, x = PackedLinear(plain), torch.randn(2, 8, requires_grad=True)
+    first, kept = packed(x), plain.weight.data
+    plain.weight.data = torch.randn(8, 8)
+    assert torch.allclose(packed(x), plain(x), atol=1e-5)
+    plain.weight.data = kept
+    assert torch.equal(packed(x), first)
+
+
+def test_nothing_is_packed_without_gradients() -> None:
+    packed = PackedLinear(nn.Linear(8, 8).requires_grad_(False))
+    packed(torch.randn(2, 8))
+    assert packed._source is None
+
+
+def test_a_model_too_large_for_the_copies_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmke.packed.MOST_BYTES", 100)
+    model = nn.Sequential(nn.Linear(8, 8))
+    pack_linears(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_half_precision_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(8, 8).bfloat16(), nn.ReLU())
+    pack_linears(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_torch_without_the_kernels_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr("nmke.packed._pack", missing)
+    assert not is_available()
