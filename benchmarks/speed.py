@@ -57,8 +57,9 @@ def main() -> None:
     torch.set_num_threads(2)
     parts = chosen.parts.split(",")
     record: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    command = " ".join(["python", "benchmarks/speed.py", *sys.argv[1:]])
     record |= {
-        "command": " ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
+        "commands": [*record.get("commands", []), command],
         "threads": torch.get_num_threads(),
         "libraries": library_versions(),
         "machine": machine(),

@@ -167,14 +167,14 @@ def guess_seconds(
 ) -> float:
     """Rough seconds of an attribution, before one was measured on this machine.
 
-    LPS and PSA multiply [d_mlp, d_model] by [d_model, d_vocab] per layer and sum over the vocabulary per prompt.
+    LPS and PSA cost about half a product [d_mlp, d_model] by [d_model, d_vocab] per layer for how far neurons reach and
+    for the tokens drawn, and a little more for each prompt (benchmarks/speed.md).
     """
     if kind == "mpc":
         return 1.0
     fast = not device.startswith("cpu")
-    products = 2.0 * d_mlp * d_model * d_vocab / (2e13 if fast else 1.2e11)
-    sums = 1.0 * prompts * d_mlp * d_vocab / (3e11 if fast else 3e8)
-    return 1.0 + layers * (products + sums)
+    product = 2.0 * d_mlp * d_model * d_vocab / (2e13 if fast else 1.2e11)
+    return 1.0 + layers * product * (0.5 + 0.06 * prompts)
 
 
 def say_estimate(seconds: float) -> str:

@@ -179,6 +179,9 @@ def _overview(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig",
         "neurons-overview",
         key="neurons.file.overview",
     )
+    precision = found.attribution.precision()
+    if precision:
+        st.caption(precision)
 
 
 def _say_overview(bins: BinnedLayer, layer: int, cell: int, width: int) -> str:

@@ -76,7 +76,7 @@ class Attribution:
     bounds: Mapping[int, Float[Tensor, "prompt d_mlp"]] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
-        """Long table: layer, prompt, target, neuron, score, activation."""
+        """Long table: layer, prompt, target, neuron, score, activation, and how far the score may be off."""
         parts = []
         for layer in self.layers:
             n, width = self.scores[layer].shape
@@ -89,10 +89,29 @@ class Attribution:
                         "neuron": list(range(width)) * n,
                         "score": self.scores[layer].flatten().numpy(),
                         "activation": self.activations[layer].flatten().numpy(),
+                        "bound": self.bounds[layer].flatten().numpy(),
                     }
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+    @property
+    def whole_share(self) -> float:
+        """Share of the scores that were read from the whole vocabulary."""
+        if not self.bounds:
+            return 1.0
+        return float(torch.stack([(bound == 0).float().mean() for bound in self.bounds.values()]).mean())
+
+    def precision(self) -> str:
+        """One sentence on how the scores were computed and how far they may be off."""
+        if self.config.kind == "mpc" or self.whole_share == 1:
+            return "Every score is read from the whole vocabulary." if self.config.kind != "mpc" else ""
+        largest = max(float(bound.max()) for bound in self.bounds.values())
+        unit = "nats" if self.config.kind == "lps" else "of probability"
+        return (
+            f"Scores are within {largest:.1g} {unit}: {self.whole_share:.0%} are read from the whole vocabulary, the "
+            f"others from tokens drawn with seed {self.config.seed}, each with its own error bound."
+        )
 
 
 def prompts_of(

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nmke.config import Config
-from nmke.errors import EditError, ResourceError
+from nmke.errors import EditError
 from nmke.model import EditableModel
 from nmke.moments_collect import Checkpoint, Collected, collect
 from nmke.progress import Progress, Silent
@@ -241,13 +240,7 @@ def _save(folder: Path, collected: Collected, windows: Tensor, about: Mapping[st
         tensors[f"top_position.{layer}"] = top.position.cpu().contiguous()
     with written_atomically(folder) as temporary:
         temporary.mkdir(parents=True)
-        try:
-            save_file(tensors, temporary / "moments.safetensors")
-        except SafetensorError as problem:  # how it reports a full disk
-            raise ResourceError(
-                f"The statistics cannot be written under {folder.parent}: {problem}",
-                "Free some space, or set NMKE_HOME to a folder on another disk, and try again.",
-            ) from problem
+        save_file(tensors, temporary / "moments.safetensors")
         (temporary / "about.json").write_text(json.dumps({**about, "read": collected.tokens}, indent=1))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 MOST_BYTES = 3 * 2**29
 #: With more tokens than this the product itself is the cost.
 MOST_ROWS = 128
-_ROWS_HINT = 16
+_ROWS_HINT = 64
 
 
 def pack_linears(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from nmke.errors import ResourceError
 from nmke.progress import Progress, Silent
@@ -46,6 +47,11 @@ def writing(folder: Path) -> Iterator[None]:
         if refused is None:
             raise
         raise refused from error
+    except SafetensorError as error:
+        # It reports what the system refused in words alone.
+        if "No space left" not in str(error):
+            raise
+        raise disk_full(folder) from error
 
 
 def refusal(error: OSError, folder: Path) -> ResourceError | None:

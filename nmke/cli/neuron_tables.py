@@ -51,8 +51,8 @@ def neurons(
 ) -> None:
     """Score every neuron for every fact's prompt, and tell general from specific ones.
 
-    Writes scores.parquet (layer, prompt, neuron, score, activation), masks.parquet (layer, neuron, kind, weight) and
-    summary.json (per layer: ratios, entropies, counts, seconds).
+    Writes scores.parquet (layer, prompt, neuron, score, activation, bound), masks.parquet (layer, neuron, kind,
+    weight) and summary.json (per layer: ratios, entropies, counts, seconds, error bounds).
     """
     chosen_layers = parse_layers(layers)
     fact_list = read_fact_file(facts, limit)
@@ -138,6 +138,8 @@ def summarise(found: "Attribution", masks: "dict[int, LayerMask]") -> list[dict[
             "counts": {name: int((mask.kinds == number).sum()) for number, name in enumerate(KINDS)}
             | {"selected": mask.count},
             "seconds": found.seconds[layer],
+            "largest_error_bound": float(found.bounds[layer].max()),
+            "read_from_whole_vocabulary": float((found.bounds[layer] == 0).float().mean()),
         }
         for layer, mask in masks.items()
     ]

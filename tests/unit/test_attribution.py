@@ -1,5 +1,6 @@
 """LPS, PSA and MPC against numbers written out by hand and against the plain definition."""
 
+import dataclasses
 import math
 
 import pytest
@@ -189,3 +190,21 @@ def test_the_table_has_one_row_per_layer_prompt_and_neuron(llama: LoadedModel) -
     assert len(frame) == 2 * 3 * llama.d_mlp
     row = frame[(frame.layer == 2) & (frame.prompt == PROMPTS[1].text) & (frame.neuron == 5)].iloc[0]
     assert row.score == pytest.approx(float(found.scores[2][1, 5]))
+
+
+def test_the_sentence_on_precision_names_bound_share_and_seed(llama: LoadedModel) -> None:
+    exact = attribute(llama, PROMPTS, [1])
+    assert exact.precision() == "Every score is read from the whole vocabulary."
+    bounds = exact.bounds[1].clone()
+    bounds[0] = 7e-4
+    drawn = dataclasses.replace(exact, bounds={1: bounds})
+    assert drawn.precision().startswith(
+        "Scores are within 0.0007 nats: 67% are read from the whole vocabulary"
+    )
+    assert "seed 0" in drawn.precision()
+    assert attribute(llama, PROMPTS, [1], AttributionConfig.make(kind="mpc")).precision() == ""
+
+
+def test_the_table_carries_each_scores_bound(llama: LoadedModel) -> None:
+    found = attribute(llama, PROMPTS, [1])
+    assert (found.frame().bound == 0).all()

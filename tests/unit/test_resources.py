@@ -451,3 +451,14 @@ def test_a_damaged_dump_is_told(tmp_path):
     (tmp_path / "dump.bz2").write_bytes(b"BZh9 nothing")
     with pytest.raises(ResourceError, match="damaged"):
         list(articles(tmp_path / "dump.bz2"))
+
+
+def test_a_full_disk_met_by_safetensors_is_named_with_its_remedy(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    from nmke.storage import writing
+
+    with pytest.raises(ResourceError, match="The disk is full.*NMKE_HOME"), writing(tmp_path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError, match="header"), writing(tmp_path):
+        raise SafetensorError("invalid header")
