@@ -153,9 +153,11 @@ def remove(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; files that vanish meanwhile count as nothing."""
+    """Bytes of a file, or of all files below a folder; what vanishes meanwhile counts as nothing."""
+    # os.walk passes over folders that are gone by the time it reads them; Path.rglob raises.
+    below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
     total = 0
-    for item in path.rglob("*") if path.is_dir() else [path]:
+    for item in below if path.is_dir() else [path]:
         with contextlib.suppress(OSError):
             total += item.stat().st_size if item.is_file() else 0
     return total

@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import json
+import os
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -462,3 +464,22 @@ def test_a_full_disk_met_by_safetensors_is_named_with_its_remedy(tmp_path: Path)
         raise SafetensorError("I/O error: No space left on device (os error 28)")
     with pytest.raises(SafetensorError, match="header"), writing(tmp_path):
         raise SafetensorError("invalid header")
+
+
+def test_a_folder_that_vanishes_while_it_is_measured_counts_as_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nmke.storage import size_of
+
+    (tmp_path / "kept.bin").write_bytes(b"12345")
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "file.bin").write_bytes(b"123")
+    scandir = os.scandir
+
+    def vanishing(path: Any) -> Any:
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert size_of(tmp_path) == 5
