@@ -179,7 +179,7 @@ def _overview(found: Found, masks: "dict[int, LayerMask]", config: "MaskConfig",
         "neurons-overview",
         key="neurons.file.overview",
     )
-    precision = found.attribution.precision()
+    precision = kept.get("neurons.precision", found.origin, found.attribution.precision)
     if precision:
         st.caption(precision)
 

@@ -17,7 +17,7 @@ Example:
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
@@ -73,7 +73,7 @@ class Attribution:
     target_tokens: tuple[str, ...]
     seconds: Mapping[int, float]
     config: AttributionConfig
-    bounds: Mapping[int, Float[Tensor, "prompt d_mlp"]] = field(default_factory=dict)
+    bounds: Mapping[int, Float[Tensor, "prompt d_mlp"]]
 
     def frame(self) -> pd.DataFrame:
         """Long table: layer, prompt, target, neuron, score, activation, and how far the score may be off."""
@@ -98,18 +98,19 @@ class Attribution:
     @property
     def whole_share(self) -> float:
         """Share of the scores that were read from the whole vocabulary."""
-        if not self.bounds:
-            return 1.0
         return float(torch.stack([(bound == 0).float().mean() for bound in self.bounds.values()]).mean())
 
     def precision(self) -> str:
         """One sentence on how the scores were computed and how far they may be off."""
-        if self.config.kind == "mpc" or self.whole_share == 1:
-            return "Every score is read from the whole vocabulary." if self.config.kind != "mpc" else ""
+        if self.config.kind == "mpc":
+            return ""
+        whole = self.whole_share
+        if whole == 1:
+            return "Every score is read from the whole vocabulary."
         largest = max(float(bound.max()) for bound in self.bounds.values())
         unit = "nats" if self.config.kind == "lps" else "of probability"
         return (
-            f"Scores are within {largest:.1g} {unit}: {self.whole_share:.0%} are read from the whole vocabulary, the "
+            f"Scores are within {largest:.1g} {unit}: {whole:.0%} are read from the whole vocabulary, the "
             f"others from tokens drawn with seed {self.config.seed}, each with its own error bound."
         )
 

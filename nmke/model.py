@@ -251,24 +251,26 @@ class EditableModel:
         return {site: self._value(kept, site) for site in sites}
 
     @torch.no_grad()
-    def remember(self, batch: Batch) -> "Past":
+    def remember(self, batch: Batch, network: Any = None) -> "Past":
         """Run tokens once and keep every layer's keys and values, for batches that go on after them.
 
         Rows are padded on the left here, so that what follows stands beside their last real token.
+
+        Args:
+            network: what runs; by default the model with its hook points, else :mod:`nmke.replay`'s without them.
         """
         left = batch.left_padded(pad_id(self.tokenizer))
         with self.lock:
             moved = left.to(self.bridge.cfg.device)
             positions = (moved.mask.cumsum(1) - 1).clamp_min(0)
-            _, cache = self.bridge(
+            out = (network or self.bridge.original_model)(
                 moved.ids,
                 attention_mask=moved.mask,
                 position_ids=positions,
                 logits_to_keep=1,
                 use_cache=True,
-                return_type="logits_and_cache",
             )
-        return Past(cache, left.mask)
+        return Past(out.past_key_values, left.mask)
 
     def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """The unembedding of final-norm outputs, as float32."""

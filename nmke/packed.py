@@ -18,6 +18,7 @@ from torch import Tensor, nn
 MOST_BYTES = 3 * 2**29
 #: With more tokens than this the product itself is the cost.
 MOST_ROWS = 128
+#: Tokens the layout is chosen for; measured best of 1 to 64 at 14 to 48 tokens.
 _ROWS_HINT = 64
 
 

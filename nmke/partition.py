@@ -18,8 +18,9 @@ given how far the neuron can move any token (:mod:`nmke.reach`). By it about one
 a statement about the draw, whose seed is a setting, not a certainty.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,7 +54,7 @@ class Tilts:
     mean: Float[Tensor, "prompt d_model"]
     reach: Reach
 
-    @property
+    @cached_property
     def centre(self) -> Float[Tensor, " d_mlp"]:
         """What is subtracted from ``a``: its mean under the prompts' mean distribution."""
         return self.directions @ self.mean.mean(0)
@@ -223,16 +224,19 @@ def by_sum(
     unembedding: Float[Tensor, "d_vocab d_model"],
     todo: Bool[Tensor, "prompt d_mlp"],
     block: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "prompt d_mlp"]:
     """``log E_p[exp t]`` over every token; NaN where not asked.
 
     Args:
         block: neurons held against the whole vocabulary at once.
+        tick: called before each block; what it raises ends the work.
     """
     found = torch.full_like(tilts.amounts, torch.nan)
     _, up = tilts.extremes()
     centre, log_p = tilts.centre, tilts.p.log()
     for neurons in todo.any(0).nonzero()[:, 0].split(block):
+        tick()
         A = (tilts.directions[neurons] @ unembedding.T).sub_(centre[neurons, None])
         for row in range(len(todo)):
             for asked in _some(todo[row, neurons], max(1, 8 * _CHUNK // A.shape[1])):
@@ -253,12 +257,14 @@ def log_partition(
     sizes: tuple[int, int],
     seed: int,
     block: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[Float[Tensor, "prompt d_mlp"], Float[Tensor, "prompt d_mlp"]]:
     """``log E_p[exp t]`` to within ``tolerance``, and the error bound of each value (0 where every token was summed).
 
     Args:
         anchor: None, or a tolerance of 0, sums over every token.
         sizes: tokens drawn for the moments and for the exponential.
+        block, tick: see :func:`by_sum`.
     """
     value = torch.full_like(tilts.amounts, torch.nan)
     bound = torch.full_like(value, torch.inf)
@@ -270,7 +276,7 @@ def log_partition(
             value, bound = torch.where(todo, again[0], value), torch.where(todo, again[1], bound)
     todo = bound > tolerance if tolerance > 0 else torch.ones_like(bound, dtype=torch.bool)
     if todo.any():
-        value = torch.where(todo, by_sum(tilts, unembedding, todo, block), value)
+        value = torch.where(todo, by_sum(tilts, unembedding, todo, block, tick), value)
         bound = bound.masked_fill(todo, 0)
     return value, bound
 

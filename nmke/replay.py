@@ -24,7 +24,7 @@ from transformers import Cache
 
 from nmke.model import EditableModel, Past, attention_inputs
 from nmke.packed import pack_linears
-from nmke.tokens import Batch, pad, pad_id
+from nmke.tokens import Batch, pad
 
 #: Largest difference, relative to the largest value, at which a replay counts as the model's own computation.
 AGREEMENT = 1e-3
@@ -90,7 +90,7 @@ def _agrees(model: EditableModel, unhooked: Unhooked) -> bool:
     whole, cut = pad(rows, 0), 4
     wanted = model.run(whole, [("final", -1)])[("final", -1)]
     with model.lock:
-        past = remember(model, unhooked, pad([row[:cut] for row in rows], 0))
+        past = model.remember(pad([row[:cut] for row in rows], 0), unhooked.network)
         rest = pad([row[cut:] for row in rows], 0)
         for batch, before, expected in ((whole, None, wanted), (rest, past, wanted[:, cut:])):
             replay = Replay.record(model, batch, 0, model.n_layers - 1, before, unhooked)
@@ -101,18 +101,6 @@ def _agrees(model: EditableModel, unhooked: Unhooked) -> bool:
             if (found - expected[real].float()).abs().max() > AGREEMENT * expected[real].float().abs().max():
                 return False
     return True
-
-
-@torch.no_grad()
-def remember(model: EditableModel, unhooked: Unhooked, batch: Batch) -> Past:
-    """:meth:`EditableModel.remember` without hook points; the caller holds ``model.lock``."""
-    left = batch.left_padded(pad_id(model.tokenizer))
-    moved = left.to(model.bridge.cfg.device)
-    positions = (moved.mask.cumsum(1) - 1).clamp_min(0)
-    out = unhooked.network(
-        moved.ids, attention_mask=moved.mask, position_ids=positions, logits_to_keep=1, use_cache=True
-    )
-    return Past(out.past_key_values, left.mask)
 
 
 def _skeleton(wrapped: Any) -> nn.Module:

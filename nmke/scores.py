@@ -9,8 +9,9 @@ every neuron of every prompt. :func:`score_layers` gives the same scores from tw
 - That expectation needs the whole vocabulary only for the few neurons that move the logits far (:mod:`nmke.partition`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -175,8 +176,9 @@ def score_layers(
             progress.update(stage, start, len(layers), f"layers {group[0]} to {group[-1]}")
             scorer = _Scorer.prepare(model, unembedding, group, read, targets, rows, config)
             for done, layer in enumerate(group):
-                progress.update(stage, start + done, len(layers), f"layer {layer}")
-                parts[layer].append(scorer.score(layer, progress))
+                tick = partial(progress.update, stage, start + done, len(layers), f"layer {layer}")
+                tick()
+                parts[layer].append(scorer.score(layer, progress, tick))
         for layer in group:
             scores, bounds = zip(*parts[layer], strict=True)
             yield layer, torch.cat(scores).cpu(), torch.cat(bounds).cpu()
@@ -233,7 +235,7 @@ class _Scorer:
             config=config,
         )
 
-    def score(self, layer: int, progress: Progress) -> tuple[Tensor, Tensor]:
+    def score(self, layer: int, progress: Progress, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """Scores and bounds [prompt, d_mlp]."""
         config, U = self.config, self.unembedding
         block = neurons_per_block(config.memory_mib, len(U))
@@ -245,7 +247,7 @@ class _Scorer:
             mean=self.mean[layer],
             reach=reach_of(self.model, layer, directions, U, block, progress),
         )
-        value, bound = log_partition(tilts, U, self.anchor, config.tolerance, DRAWS, config.seed, block)
+        value, bound = log_partition(tilts, U, self.anchor, config.tolerance, DRAWS, config.seed, block, tick)
         moved = tilts.amounts * ((U[self.targets] @ directions.T) - tilts.centre)
         before = self.log_p[layer].gather(1, self.targets[:, None])
         return rise(before, before + moved - value, config), bound

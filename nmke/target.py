@@ -30,7 +30,7 @@ from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.model import RESID_POST, EditableModel, Past
 from nmke.progress import Progress, Silent
-from nmke.replay import Replay, remember
+from nmke.replay import Replay
 from nmke.tokens import (
     Batch,
     encode,
@@ -330,7 +330,7 @@ def _split(model: EditableModel, problem: _Problem) -> tuple[_Problem, Past]:
     ]
     cuts = problem.subject.tolist()
     before = pad([row[:cut] for row, cut in zip(rows, cuts, strict=True)], fill)
-    past = remember(model, model.unhooked, before) if model.unhooked else model.remember(before)
+    past = model.remember(before, model.unhooked.network if model.unhooked else None)
     rest = [
         row[cut : cut + 1] if number in essence else row[cut:]
         for number, (row, cut) in enumerate(zip(rows, cuts, strict=True))

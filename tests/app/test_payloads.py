@@ -29,9 +29,8 @@ def _attribution(scores: np.ndarray[Any, Any], text: str = "日本の首都は�
     prompts = tuple(Prompt(f"{text}{row} {text * 3}", "", "", row) for row in range(len(scores)))
     both = {0: torch.from_numpy(scores.astype(np.float32))}
     tokens = (" Tōkyō",) * len(scores)
-    return Attribution(
-        (0,), both, both, prompts, (0,) * len(scores), tokens, {0: 0.0}, AttributionConfig(kind="lps")
-    )
+    config, bounds = AttributionConfig(kind="lps"), {0: torch.zeros_like(both[0])}
+    return Attribution((0,), both, both, prompts, (0,) * len(scores), tokens, {0: 0.0}, config, bounds)
 
 
 def _mask(neurons: int) -> Any:

@@ -53,7 +53,9 @@ def test_a_visitor_sees_the_neurons_of_a_fact_writes_an_edit_and_undoes_it(visit
 
     go(visit, "Edit")
     button(visit, "Apply to 1 fact").click()
-    expect(visit.get_by_text("the model is now at edit version 1")).to_be_visible(timeout=LONG)
+    applied = visit.get_by_text("the model is now at edit version 1")
+    expect(applied.or_(visit.get_by_test_id("stAlertContentError")).first).to_be_visible(timeout=LONG)
+    expect(applied).to_be_visible()
     settled(visit)
     no_errors(visit)
     expect(sidebar(visit)).to_contain_text("Edit version 1 of 1")

@@ -205,6 +205,23 @@ def test_the_sentence_on_precision_names_bound_share_and_seed(llama: LoadedModel
     assert attribute(llama, PROMPTS, [1], AttributionConfig.make(kind="mpc")).precision() == ""
 
 
+def test_cancelling_between_blocks_of_one_layer_stops_the_work(llama: LoadedModel) -> None:
+    class After(Progress):
+        calls = 0
+
+        def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+            self.calls += stage.startswith("scoring")
+            if self.calls > 5:
+                raise Cancelled
+
+    read, targets = _read(llama, [1])
+    progress, config = After(), AttributionConfig.make(memory_mib=16)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cancelled):
+        patch.setattr("nmke.scores.neurons_per_block", lambda *_: 7)
+        list(score_layers(llama, [1], read, targets, config, progress))
+    assert progress.calls == 6  # 64 neurons are ten blocks of 7
+
+
 def test_the_table_carries_each_scores_bound(llama: LoadedModel) -> None:
     found = attribute(llama, PROMPTS, [1])
     assert (found.frame().bound == 0).all()
