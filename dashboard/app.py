@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard import engine, frame
 
 # Threads that spin while they wait slow everything else on a busy laptop; torch reads this when it is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide", initial_sidebar_state=260)
 pages = [st.Page(file, title=title, url_path=key) for key, (file, title) in frame.PAGES.items()]

@@ -14,6 +14,7 @@ from nmke.edit import Edit, WeightPatch
 from nmke.errors import SessionError
 from nmke.facts import Fact
 from nmke.model import EditableModel
+from nmke.modules import ModulePatch, load_module
 from nmke.session import EditSession
 from nmke.store import written_atomically
 from nmke.versions import library_versions
@@ -29,9 +30,10 @@ def save_session(session: EditSession, folder: Path) -> Path:
         folder: a new folder, or an older bundle, which is replaced.
 
     Raises:
-        SessionError: the folder holds something else, or what was read back differs.
+        SessionError: the folder holds something else, what was read back differs, or edits are settled.
         ResourceError: the disk is full or the folder cannot be written.
     """
+    session.require_unsettled()
     if folder.exists() and not (folder / _RECORD).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise SessionError(f"{folder.name} holds something that is no edit bundle.", "Choose a new folder.")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _tensors(session.edits).items()}
@@ -99,6 +101,9 @@ def _tensors(edits: tuple[Edit, ...]) -> dict[str, Tensor]:
             named[f"{number}.{layer}.keys"] = keys
         for layer, mask in edit.masks.items():
             named[f"{number}.{layer}.mask"] = mask
+        for module in edit.modules:
+            for name, tensor in module.tensors.items():
+                named[f"{number}.{module.layer}.module.{name}"] = tensor
     return named
 
 
@@ -117,6 +122,15 @@ def _record(session: EditSession) -> dict[str, Any]:
                 "layers": list(edit.layers),
                 "key_layers": list(edit.keys),
                 "mask_layers": list(edit.masks),
+                "modules": [
+                    {
+                        "layer": module.layer,
+                        "kind": module.kind,
+                        "tensors": list(module.tensors),
+                        "settings": module.settings,
+                    }
+                    for module in edit.modules
+                ],
                 "seconds": dict(edit.seconds),
                 "details": dict(edit.details),
             }
@@ -138,7 +152,14 @@ def _edit(number: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         masks={layer: tensors[f"{number}.{layer}.mask"] for layer in entry["mask_layers"]},
         seconds=entry["seconds"],
         details=entry["details"],
+        modules=tuple(_module(number, saved, tensors) for saved in entry.get("modules", ())),
     )
+
+
+def _module(number: int, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModulePatch:
+    layer = saved["layer"]
+    own = {name: tensors[f"{number}.{layer}.module.{name}"] for name in saved["tensors"]}
+    return load_module(saved["kind"], layer, own, saved["settings"])
 
 
 def _require_same(tensors: Mapping[str, Tensor], session: EditSession, folder: Path) -> None:

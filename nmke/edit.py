@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nmke.errors import EditError
 from nmke.facts import Fact
+from nmke.modules import ModulePatch
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class WeightPatch:
 
     Attributes:
         layer: which layer.
-        left: one column per fact [d_mlp, fact], float32; rows of neurons left alone are zero.
-        right: one row per fact [fact, d_model], float32.
+        left: for the closed forms one column per fact [d_mlp, rank], float32; rows of neurons left alone are zero.
+        right: [rank, d_model], float32.
     """
 
     layer: int
-    left: Float[Tensor, "d_mlp fact"]
-    right: Float[Tensor, "fact d_model"]
+    left: Float[Tensor, "d_mlp rank"]
+    right: Float[Tensor, "rank d_model"]
 
     def matrix(self) -> Float[Tensor, "d_mlp d_model"]:
         return self.left @ self.right
@@ -52,6 +53,8 @@ class Edit:
         masks: per layer the weight of each neuron in the mask [d_mlp], empty for methods without masks.
         seconds: time per stage.
         details: figures of the computation for display (losses, kept shares, ratios), JSON values only.
+        modules: what stands beside layers' down projections after this edit, at most one a layer, in the place of
+            what an earlier edit put there.
     """
 
     method: str
@@ -62,9 +65,11 @@ class Edit:
     masks: Mapping[int, Float[Tensor, " d_mlp"]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[ModulePatch, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """Layers whose weights change."""
         return tuple(patch.layer for patch in self.patches)
 
     def require_finite(self) -> None:
@@ -79,6 +84,8 @@ class Edit:
                     f"The update of layer {patch.layer} is not finite; the edit was refused and nothing was changed.",
                     "Raise the ridge L2 or lower the learning rate.",
                 )
+        for module in self.modules:
+            module.require_finite()
 
     def changes(self, W_out: Mapping[int, Tensor]) -> list[dict[str, int | float]]:
         """Per layer: neurons and parameters changed and the size of the change.

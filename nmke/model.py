@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nmke.errors import ModelError
+from nmke.modules import ModulePatch
 from nmke.readout import Readout
 from nmke.tokens import Batch, encode_batch, pad_id
 
@@ -85,6 +86,8 @@ class EditableModel:
         self._parameters: dict[int, nn.Parameter] = {}
         self._pristine: dict[int, Tensor] = {}
         self._active: dict[int, Tensor] = {}
+        self._modules: dict[int, ModulePatch] = {}
+        self._handles: list[Any] = []
         self.refusal = (
             ""  #: why attribution and editing would be wrong on this model; set by the gate at load
         )
@@ -123,9 +126,16 @@ class EditableModel:
         """False where attention and MLP run side by side; the residual is then ``resid_post - mlp_out``."""
         return _HOOKS[RESID_MID].format(0) in self.bridge.hook_dict
 
-    @cached_property
+    @property
     def unhooked(self) -> "Unhooked | None":
-        """The layers without hook points, for :mod:`nmke.replay`; None where they cannot be told apart."""
+        """The layers without hook points, for :mod:`nmke.replay`; None where they do not compute the same.
+
+        That is where they cannot be told apart, and while module patches are in force, which they would miss.
+        """
+        return None if self._modules else self._unhooked
+
+    @cached_property
+    def _unhooked(self) -> "Unhooked | None":
         from nmke.replay import unhook  # replays are made of models, so it imports this module
 
         return unhook(self)
@@ -192,29 +202,49 @@ class EditableModel:
         return oriented.to(device=parameter.device, dtype=parameter.dtype).contiguous()
 
     @contextmanager
-    def weights_in(self, stored: Mapping[int, Tensor]) -> Iterator[None]:
+    def weights_in(
+        self, stored: Mapping[int, Tensor], modules: Mapping[int, ModulePatch] | None = None
+    ) -> Iterator[None]:
         """Let other down projections compute while the block runs; holds the model's lock.
 
         Args:
             stored: per layer a tensor as made by :meth:`as_stored`. Layers left out compute with the weights as
                 loaded, also inside another such block; ``{}`` is therefore the unedited model.
+            modules: per layer what stands behind the down projection; left out, none does.
 
         The parameters' own storage is never written: only the pointers are exchanged, and put back in
         ``finally``, which makes the restoration exact to the bit.
         """
         with self.lock:
-            outer = self._active
+            outer = self._active, self._modules
             try:
-                self._activate(dict(stored))
+                self._activate(dict(stored), dict(modules or {}))
                 yield
             finally:
-                self._activate(outer)
+                self._activate(*outer)
 
-    def _activate(self, stored: dict[int, Tensor]) -> None:
+    def _activate(self, stored: dict[int, Tensor], modules: dict[int, ModulePatch]) -> None:
         for layer in {*self._active, *stored}:
             parameter = self.down_projection(layer)
             parameter.data = stored[layer] if layer in stored else self._pristine[layer]
         self._active = stored
+        for handle in self._handles:
+            handle.remove()
+        # What fails to be put in place must not stay half in place, so the list is known before it is filled.
+        self._modules, self._handles = modules, []
+        for layer, patch in modules.items():
+            self._handles.append(self._projecting_module(layer).register_forward_hook(_answering(patch)))
+
+    def _projecting_module(self, layer: int) -> nn.Module:
+        """The module whose own parameter the down projection is."""
+        parameter = self.down_projection(layer)
+        for module in self.bridge.blocks[layer].mlp.modules():
+            if any(own is parameter for own in module.parameters(recurse=False)):
+                return module
+        raise ModelError(
+            f"Nothing can be put beside the down projection of layer {layer} in {self.name}.",
+            "Choose a method that changes weights.",
+        )
 
     # ---- running ----------------------------------------------------------------------------------------
 
@@ -299,7 +329,7 @@ class EditableModel:
         with self.lock:
             self._parameters.clear()
             self._pristine.clear()
-            self.__dict__.pop("unhooked", None)
+            self.__dict__.pop("_unhooked", None)
             del self.bridge, self.readout
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -345,6 +375,13 @@ def _keeping(kept: dict[Site, Tensor], site: Site) -> Callable[..., None]:
         kept[site] = value
 
     return keep
+
+
+def _answering(patch: ModulePatch) -> Callable[..., Tensor]:
+    def answer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return patch.answer(inputs[0], output)
+
+    return answer
 
 
 def _replacing(function: SiteHook) -> Callable[..., Tensor]:

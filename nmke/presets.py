@@ -58,22 +58,24 @@ def preset_for(model: EditableModel, method: str) -> Preset:
     Raises:
         EditError: no such method.
     """
-    config_class = get_method(method).config_class
+    chosen = get_method(method)
     shape = (method, model.n_layers, model.d_model, model.d_mlp, model.d_vocab)
     if shape in _VERIFIED:
         found = _VERIFIED[shape]
-        return Preset(config_class.make(**found.values), "verified", found.figures)
-    layers = guess_layers(model.n_layers)
-    return Preset(
-        config_class.make(layers=layers),
-        "guessed",
-        f"Layers {layers[0]} to {layers[-1]} of {model.n_layers} by depth (13% to 27%, where LLaMA-3-8B and GPT-J are "
-        "edited in the literature); everything else is the authors' default. Not measured on this model.",
+        return Preset(chosen.config_class.make(**found.values), "verified", found.figures)
+    guessed = chosen.guess(model.n_layers)
+    return Preset(chosen.config_class.make(**guessed), "guessed", _tell_guess(guessed, model.n_layers))
+
+
+def _tell_guess(guessed: Mapping[str, Any], n_layers: int) -> str:
+    if not guessed:
+        return "The authors' defaults. Not measured on this model."
+    named = ", ".join(f"{name} {_tell_layers(value)}" for name, value in guessed.items())
+    return (
+        f"By depth ({n_layers} layers), at the same share as in the literature: {named}; everything else is the "
+        "authors' default. Not measured on this model."
     )
 
 
-def guess_layers(n_layers: int) -> tuple[int, ...]:
-    """Up to five layers from about an eighth of the depth on: 4 to 8 of 32."""
-    first = min(round(n_layers / 8), n_layers - 1)
-    count = max(1, min(5, round(n_layers * 5 / 32)))
-    return tuple(range(first, min(first + count, n_layers)))
+def _tell_layers(value: Any) -> str:
+    return f"{value[0]} to {value[-1]}" if isinstance(value, tuple) else str(value)

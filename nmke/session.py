@@ -7,9 +7,9 @@ masters puts back the very same tensors; older undos replay the history from the
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nmke.edit import Edit
 from nmke.errors import EditError, SessionError
 from nmke.history import KeyHistory
 from nmke.model import EditableModel
+from nmke.modules import ModulePatch
 from nmke.moments import NullSpace
 
 #: At most so many undo steps keep their tensors in memory, and at most this many bytes; older ones are replayed.
@@ -30,10 +31,11 @@ UNDO_BYTES = 2**30
 
 @dataclass(frozen=True)
 class _Version:
-    """The state after some number of edits: masters [d_mlp, d_model] in float32 and their stored form."""
+    """The state after some number of edits: masters [d_mlp, d_model] in float32, their stored form, and modules."""
 
     masters: Mapping[int, Tensor] = field(default_factory=dict)
     stored: Mapping[int, Tensor] = field(default_factory=dict)
+    modules: Mapping[int, ModulePatch] = field(default_factory=dict)
 
 
 class EditSession:
@@ -53,9 +55,10 @@ class EditSession:
         self._guard = threading.RLock()
         self._edits: list[Edit] = []
         self._redo: list[Edit] = []
-        self._digests: list[str] = [_digest({})]
+        self._digests: list[str] = [_digest(_Version())]
         self._versions: dict[int, _Version] = {0: _Version()}
         self._history = KeyHistory()
+        self._settled = 0
 
     # ---- state ------------------------------------------------------------------------------------------
 
@@ -80,7 +83,7 @@ class EditSession:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the changed matrices: equal digests mean bit-identical weights."""
+        """SHA-256 of the changed matrices and modules: equal digests mean bit-identical weights."""
         return self._digests[-1]
 
     @property
@@ -89,7 +92,13 @@ class EditSession:
 
     @property
     def changed_layers(self) -> tuple[int, ...]:
+        """Layers whose weights differ from the loaded ones."""
         return tuple(sorted(self._current.masters))
+
+    @property
+    def modules(self) -> Mapping[int, ModulePatch]:
+        """Per layer what stands beside its down projection."""
+        return self._current.modules
 
     def master(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The layer's down projection as this session has it, float32. Do not write."""
@@ -126,16 +135,21 @@ class EditSession:
     # ---- running ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def active(self, instead: Mapping[int, Tensor] | None = None) -> Iterator[None]:
+    def active(
+        self,
+        instead: Mapping[int, Tensor] | None = None,
+        modules: Mapping[int, ModulePatch] | None = None,
+    ) -> Iterator[None]:
         """Inside the block the model computes with this session's edits, and nobody else can run it.
 
         Args:
             instead: float32 matrices [d_mlp, d_model] to try in place of the session's; the scratch of a plan.
+            modules: module patches to try in place of the session's at their layers.
         """
         stored = dict(self._current.stored)
         for layer, matrix in (instead or {}).items():
             stored[layer] = self.model.as_stored(layer, matrix)
-        with self.model.weights_in(stored):
+        with self.model.weights_in(stored, {**self._current.modules, **(modules or {})}):
             yield
 
     @contextmanager
@@ -167,8 +181,10 @@ class EditSession:
             if not self._edits:
                 raise SessionError("There is no edit to undo.", "Apply one first.")
             target = self.version - 1
+            if target < self._settled:
+                self.require_unsettled()
             version = self._versions.get(target) or self._replay(target)
-            if _digest(version.stored) != self._digests[target]:
+            if _digest(version) != self._digests[target]:
                 raise SessionError(
                     f"Version {target} could not be reproduced bit by bit; the session was left as it is.",
                     "Load the model anew and apply the edits again.",
@@ -197,9 +213,68 @@ class EditSession:
         with self._guard:
             self._edits.clear()
             self._redo.clear()
-            del self._digests[1:]
             self._versions = {0: _Version()}
+            self._digests = [_digest(_Version())]
+            self._settled = 0
             self._history.clear()
+
+    def settle(self, keep: int = 0) -> None:
+        """Give up the undo of all but the last ``keep`` edits; what they needed for it is dropped.
+
+        What the model computes stays as it is, and so do the keys that later edits are solved with. For runs of
+        thousands of edits, whose dense updates would otherwise pile up in memory.
+        """
+        with self._guard:
+            settled = max(self._settled, self.version - keep)
+            if settled == self._settled:
+                return
+            if settled not in self._versions:
+                self._versions[settled] = self._replay(settled)
+            for number in range(self._settled, settled):
+                self._edits[number] = _settled(self._edits[number])
+            self._versions = {known: state for known, state in self._versions.items() if known >= settled}
+            self._settled = settled
+
+    def require_unsettled(self) -> None:
+        """Refuse what needs every edit's own update.
+
+        Raises:
+            SessionError: when edits are settled.
+        """
+        if self._settled:
+            raise SessionError(
+                f"The first {self._settled} edits are settled: their updates were dropped, so they can no longer be "
+                "undone or saved one by one.",
+                "Reset the session to come back to the loaded model.",
+            )
+
+    def state(self) -> tuple[Mapping[int, Tensor], Mapping[int, ModulePatch]]:
+        """The changed matrices [d_mlp, d_model], float32, and the modules: with the edits' keys, all there is to
+        put the session together again (:meth:`restored`). Do not write."""
+        return self._current.masters, self._current.modules
+
+    @classmethod
+    def restored(
+        cls,
+        model: EditableModel,
+        edits: Sequence[Edit],
+        masters: Mapping[int, Float[Tensor, "d_mlp d_model"]],
+        modules: Mapping[int, ModulePatch],
+    ) -> "EditSession":
+        """A session whose edits are settled, from a checkpoint: the same bits as the session that wrote it.
+
+        Args:
+            edits: all edits in order, of which only facts, keys, method and figures are kept.
+        """
+        session = cls(model)
+        masters = {layer: matrix.to(model.device) for layer, matrix in masters.items()}
+        stored = {layer: model.as_stored(layer, matrix) for layer, matrix in masters.items()}
+        state = _Version(masters, stored, dict(modules))
+        session._edits = [_settled(edit) for edit in edits]
+        session._settled = len(edits)
+        session._versions = {len(edits): state}
+        session._digests = [""] * len(edits) + [_digest(state)]
+        return session
 
     def save(self, folder: Path) -> Path:
         """Write the edits in force to a folder; see :func:`nmke.bundle.save_session`."""
@@ -229,8 +304,13 @@ class EditSession:
         ]
 
     def verify_undo(self) -> bool:
-        """Undo everything, compare every down projection with the loaded one bit by bit, and redo everything."""
+        """Undo everything, compare every down projection with the loaded one bit by bit, and redo everything.
+
+        Raises:
+            SessionError: when edits are settled.
+        """
         with self._guard:
+            self.require_unsettled()
             layers = range(self.model.n_layers)
             before = {layer: self._base(layer).clone() for layer in layers}
             undone = 0
@@ -247,15 +327,17 @@ class EditSession:
         following = self._following(self._current, edit)
         self._edits.append(edit)
         self._versions[self.version] = following
-        self._digests.append(_digest(following.stored))
+        self._digests.append(_digest(following))
         self._forget_old()
 
     def _forget_old(self) -> None:
-        tensors = [*self._current.masters.values(), *self._current.stored.values()]
+        current = self._current
+        tensors = [*current.masters.values(), *current.stored.values()]
+        tensors += [tensor for module in current.modules.values() for tensor in module.tensors.values()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         depth = min(self.undo_depth, max(1, UNDO_BYTES // max(size, 1)))
         for known in list(self._versions):
-            if 0 < known < self.version - depth:
+            if self._settled < known < self.version - depth:
                 del self._versions[known]
 
     def _following(self, version: _Version, edit: Edit) -> _Version:
@@ -276,7 +358,8 @@ class EditSession:
                     f"Layer {patch.layer} would overflow in {self.model.dtype}; the edit was refused.",
                     "Load the model in bfloat16 or float32.",
                 )
-        return _Version(masters, stored)
+        modules = {**version.modules, **{module.layer: module for module in edit.modules}}
+        return _Version(masters, stored, modules)
 
     def _replay(self, version: int) -> _Version:
         """The state after ``version`` edits, from the nearest earlier one still in memory."""
@@ -291,10 +374,20 @@ class EditSession:
             return self.model.W_out(layer).float()
 
 
-def _digest(stored: Mapping[int, Tensor]) -> str:
+def _settled(edit: Edit) -> Edit:
+    """The edit without what only its undo needs."""
+    return replace(edit, patches=(), masks={}, modules=())
+
+
+def _digest(version: _Version) -> str:
+    named = [(f"{layer}", version.stored[layer]) for layer in sorted(version.stored)]
+    for layer in sorted(version.modules):
+        named += [
+            (f"{layer}.{name}", value) for name, value in sorted(version.modules[layer].tensors.items())
+        ]
     digest = hashlib.sha256()
-    for layer in sorted(stored):
-        flat = stored[layer].detach().contiguous().cpu().view(-1).view(torch.uint8)
-        digest.update(f"{layer}".encode())
+    for name, tensor in named:
+        flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
+        digest.update(name.encode())
         digest.update(flat.numpy().tobytes())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Several processes on few cores: threads that spin while they wait slow each other down a hundredfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import pytest
 from jaxtyping import install_import_hook
@@ -18,6 +18,7 @@ TENSOR_MODULES = (
     "masks",
     "methods",
     "metrics",
+    "modules",
     "model",
     "moments",
     "moments_collect",

@@ -41,7 +41,7 @@ def _options(
     ] = False,
 ) -> None:
     # Must be set before torch is imported: threads that spin while they wait slow every other process down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Libraries that draw their own bars and notes would write over ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

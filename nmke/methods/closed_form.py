@@ -20,7 +20,6 @@ from torch import Tensor
 from nmke.config import Config
 from nmke.contexts import context_templates
 from nmke.edit import WeightPatch
-from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.keys import KeySource, PlainKeys, key_source
 from nmke.model import EditableModel
@@ -65,6 +64,13 @@ class ClosedFormConfig(Config):
         return tuple(sorted(set(layers)))
 
 
+def guess_layers(n_layers: int) -> tuple[int, ...]:
+    """Up to five layers from about an eighth of the depth on: 4 to 8 of 32, as for LLaMA-3-8B and GPT-J."""
+    first = min(round(n_layers / 8), n_layers - 1)
+    count = max(1, min(5, round(n_layers * 5 / 32)))
+    return tuple(range(first, min(first + count, n_layers)))
+
+
 @dataclass
 class Stopwatch:
     """Seconds per stage."""
@@ -96,12 +102,8 @@ def prepare(
 
     Raises:
         FactError: a fact does not fit the model's context.
-        EditError: no facts.
-        ModelError: the architecture failed the gate, or lacks a layer.
+        ModelError: the model lacks a layer.
     """
-    if not facts:
-        raise EditError("There are no facts to write.", "Choose at least one fact.")
-    session.model.require_conformance()
     layers = session.model.check_layers(config.layers)
     templates = context_templates(session.model, config.context_seed, progress)
     for fact in facts:

@@ -11,13 +11,18 @@ from pydantic import Field
 from torch import Tensor
 
 from nmke.attribution import AttributionConfig, attribute, prompts_of
-from nmke.config import Config
 from nmke.edit import Edit
-from nmke.errors import ConfigError
 from nmke.facts import Fact
 from nmke.masks import LayerMask, MaskConfig, build_masks
 from nmke.methods.base import Method
-from nmke.methods.closed_form import ClosedFormConfig, Stopwatch, find_targets, prepare, write_layers
+from nmke.methods.closed_form import (
+    ClosedFormConfig,
+    Stopwatch,
+    find_targets,
+    guess_layers,
+    prepare,
+    write_layers,
+)
 from nmke.progress import Progress
 from nmke.session import EditSession
 
@@ -42,9 +47,12 @@ class NMKE(Method):
     )
     config_class = NMKEConfig
 
-    def plan(self, session: EditSession, facts: Sequence[Fact], config: Config, progress: Progress) -> Edit:
-        if not isinstance(config, NMKEConfig):
-            raise ConfigError(f"NMKE cannot use {type(config).__name__}.", "Give it an NMKEConfig.")
+    def guess(self, n_layers: int) -> dict[str, Any]:
+        return {"layers": guess_layers(n_layers)}
+
+    def _plan(
+        self, session: EditSession, facts: Sequence[Fact], config: NMKEConfig, progress: Progress
+    ) -> Edit:
         watch = Stopwatch()
         with watch.stage("total"):
             with watch.stage("statistics"):

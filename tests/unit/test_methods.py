@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nmke.config import Config
 from nmke.edit import Edit
 from nmke.errors import Cancelled, ConfigError, EditError, FactError, ModelError
 from nmke.facts import Fact
@@ -16,6 +17,9 @@ from nmke.methods.nmke import NMKE, NMKEConfig
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession
 from nmke.solve import ridge_solve
+from nmke.target import TargetConfig
+from nmke.tokens import encode_batch
+from tests.rows import ROWS, closed_form, tiny_config
 from tests.tiny import TEXT
 
 FACTS = (
@@ -30,15 +34,16 @@ def method(request: pytest.FixtureRequest) -> Method:
 
 
 @pytest.fixture
-def config(tmp_path: Path, cache: Path) -> NMKEConfig:
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(f"{number}. {TEXT}" for number in range(10)), encoding="utf-8")
-    return NMKEConfig.make(
-        layers=(1, 2),
-        null_space_threshold=1e6,
-        statistics={"text": str(text), "tokens": 400, "window": 32},
-        target={"steps": 8, "weight_decay": 0.0, "learning_rate": 0.1},
-    )
+def text(tmp_path: Path, cache: Path) -> Path:
+    """A text for statistics, and an empty cache."""
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join(f"{number}. {TEXT}" for number in range(10)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def config(method: Method, text: Path) -> Config:
+    return tiny_config(method.name, text)
 
 
 def snapshot(model: LoadedModel) -> list[torch.Tensor]:
@@ -49,60 +54,113 @@ def same(before: list[torch.Tensor], model: LoadedModel) -> bool:
     return all(torch.equal(a, b) for a, b in zip(before, model.bridge.parameters(), strict=True))
 
 
+def answers(model: LoadedModel) -> torch.Tensor:
+    """Logits on the facts' prompts: what weights and modules in force make of them."""
+    batch = encode_batch(model.tokenizer, [f"{fact.prompt} {fact.target_new}" for fact in FACTS])
+    return model.logits(model.run(batch, [("final", -1)])[("final", -1)])
+
+
+def at_once(method: Method) -> int:
+    """How many of the facts go into one edit."""
+    return min(len(FACTS), method.facts_at_once or len(FACTS))
+
+
+def test_every_registered_method_has_its_row() -> None:
+    assert set(ROWS) == set(methods())
+
+
 def test_planning_leaves_weights_and_session_as_they_were(
-    method: Method, tiny: LoadedModel, config: NMKEConfig
+    method: Method, tiny: LoadedModel, config: Config
 ) -> None:
-    session, before = EditSession(tiny), snapshot(tiny)
+    session, before, said = EditSession(tiny), snapshot(tiny), answers(tiny)
     edit = method.plan(session, FACTS[:1], config, Silent())
-    assert same(before, tiny)
+    assert same(before, tiny) and torch.equal(answers(tiny), said)
     assert session.version == 0
-    assert edit.layers == (1, 2)
+    assert edit.method == method.name and edit.facts == FACTS[:1]
+    assert edit.seconds["total"] > 0
+    changed = {*edit.layers, *(module.layer for module in edit.modules)}
+    assert sorted(changed) == list(ROWS[method.name].layers)
 
 
-def test_apply_then_undo_is_exact(method: Method, tiny: LoadedModel, config: NMKEConfig) -> None:
-    session, before = EditSession(tiny), snapshot(tiny)
+def test_planning_twice_gives_the_same_bits(method: Method, llama: LoadedModel, config: Config) -> None:
+    digests = []
+    for _ in range(2):
+        session = EditSession(llama)
+        for fact in FACTS:
+            session.apply(method.plan(session, [fact], config, Silent()))
+        digests.append(session.digest)
+    assert digests[0] == digests[1]
+
+
+def test_apply_then_undo_is_exact(method: Method, tiny: LoadedModel, config: Config) -> None:
+    session, before, said = EditSession(tiny), snapshot(tiny), answers(tiny)
     for fact in FACTS:
         session.apply(method.plan(session, [fact], config, Silent()))
     with session.active():
-        assert not same(before, tiny)
+        assert not torch.equal(answers(tiny), said)
+        edited = answers(tiny)
+    assert torch.equal(answers(tiny), said)
     session.undo()
     session.undo()
     with session.active():
-        assert same(before, tiny)
+        assert same(before, tiny) and torch.equal(answers(tiny), said)
+    session.redo()
+    session.redo()
+    with session.active():
+        assert torch.equal(answers(tiny), edited)
 
 
-def test_save_and_load_round_trips(
-    method: Method, tiny: LoadedModel, config: NMKEConfig, tmp_path: Path
+def test_another_session_on_the_model_never_sees_the_edit(
+    method: Method, tiny: LoadedModel, config: Config
 ) -> None:
+    mine, other, said = EditSession(tiny), EditSession(tiny), answers(tiny)
+    mine.apply(method.plan(mine, FACTS[:1], config, Silent()))
+    with mine.active(), other.active():
+        assert torch.equal(answers(tiny), said)
+
+
+def test_save_and_load_round_trips(method: Method, tiny: LoadedModel, config: Config, tmp_path: Path) -> None:
     session = EditSession(tiny)
     session.apply(method.plan(session, FACTS[:1], config, Silent()))
     session.save(tmp_path / "bundle")
-    assert EditSession.load(tiny, tmp_path / "bundle").digest == session.digest
+    loaded = EditSession.load(tiny, tmp_path / "bundle")
+    assert loaded.digest == session.digest
+    with session.active():
+        said = answers(tiny)
+    with loaded.active():
+        assert torch.equal(answers(tiny), said)
 
 
-def test_a_batch_is_one_edit_with_a_column_per_fact(
-    method: Method, tiny: LoadedModel, config: NMKEConfig
+def test_a_session_restored_from_its_state_goes_on_with_the_same_bits(
+    method: Method, llama: LoadedModel, config: Config
 ) -> None:
+    session = EditSession(llama)
+    session.apply(method.plan(session, FACTS[:1], config, Silent()))
+    masters, modules = session.state()
+    again = EditSession.restored(llama, session.edits, masters, modules)
+    assert again.digest == session.digest
+    session.apply(method.plan(session, FACTS[1:], config, Silent()))
+    again.apply(method.plan(again, FACTS[1:], config, Silent()))
+    assert again.digest == session.digest
+
+
+def test_a_batch_is_one_edit_or_a_clear_refusal(method: Method, tiny: LoadedModel, config: Config) -> None:
     session = EditSession(tiny)
+    if at_once(method) < len(FACTS):
+        with pytest.raises(EditError, match=r"an edit; 2 were given.*one after the other"):
+            method.plan(session, FACTS, config, Silent())
+        return
     edit = method.plan(session, FACTS, config, Silent())
-    assert [patch.left.shape for patch in edit.patches] == [(tiny.d_mlp, 2)] * 2
+    assert edit.facts == FACTS
     session.apply(edit)
-    assert session.history_keys(1).shape == (tiny.d_mlp, 2)
+    assert session.version == 1
 
 
 @pytest.mark.parametrize(
-    "stage",
-    [
-        "scoring neurons (LPS)",
-        "optimising z",
-        "writing layers",
-        "writing contexts",
-        "reading the statistics text",
-        "finding the null space",
-    ],
+    ("name", "stage"), [(name, stage) for name in sorted(ROWS) for stage in ROWS[name].stages]
 )
 def test_cancelling_in_any_stage_leaves_nothing_behind(
-    method: Method, llama: LoadedModel, config: NMKEConfig, stage: str
+    name: str, stage: str, llama: LoadedModel, text: Path
 ) -> None:
     class Stop(Progress):
         reached = False
@@ -112,29 +170,38 @@ def test_cancelling_in_any_stage_leaves_nothing_behind(
                 self.reached = True
                 raise Cancelled
 
-    session, before, stop = EditSession(llama), snapshot(llama), Stop()
+    method, config = get_method(name), tiny_config(name, text)
+    session, before, said, stop = EditSession(llama), snapshot(llama), answers(llama), Stop()
     with pytest.raises(Cancelled):
         method.plan(session, FACTS[:1], config, stop)
     assert stop.reached
-    assert same(before, llama) and session.version == 0
-    assert len(method.plan(session, FACTS[:1], config, Silent()).patches) == 2
+    assert same(before, llama) and torch.equal(answers(llama), said) and session.version == 0
+    session.apply(method.plan(session, FACTS[:1], config, Silent()))
 
 
 def test_layers_the_model_does_not_have_are_refused(
-    method: Method, llama: LoadedModel, config: NMKEConfig
+    method: Method, llama: LoadedModel, config: Config
 ) -> None:
+    wrong: dict[str, object] = {"layers": (1, 9)} if "layers" in type(config).model_fields else {"layer": 9}
     with pytest.raises(ModelError, match="layers 0 to 3"):
-        method.plan(EditSession(llama), FACTS[:1], config.changed(layers=(1, 9)), Silent())
+        method.plan(EditSession(llama), FACTS[:1], config.changed(**wrong), Silent())
 
 
-def test_no_facts_and_facts_that_do_not_fit_are_refused(
-    method: Method, llama: LoadedModel, config: NMKEConfig
+def test_no_facts_other_settings_and_facts_that_do_not_fit_are_refused(
+    method: Method, llama: LoadedModel, config: Config
 ) -> None:
     with pytest.raises(EditError, match="no facts"):
         method.plan(EditSession(llama), [], config, Silent())
+    with pytest.raises(ConfigError, match="its own settings"):
+        method.plan(EditSession(llama), FACTS[:1], TargetConfig(), Silent())
     long = Fact("wide " * 300 + "France is", "France", "Rome")
     with pytest.raises(FactError, match="reads at most 256"):
         method.plan(EditSession(llama), [long], config, Silent())
+
+
+@pytest.fixture
+def nmke_config(text: Path) -> NMKEConfig:
+    return NMKEConfig.make(**closed_form(text))
 
 
 def test_an_unknown_method_lists_those_that_exist() -> None:
@@ -151,8 +218,10 @@ def test_unknown_settings_are_refused_at_any_depth() -> None:
         NMKEConfig.make(target={"stesp": 3})
 
 
-def test_the_mask_decides_which_rows_of_the_update_are_kept(tiny: LoadedModel, config: NMKEConfig) -> None:
-    edit = NMKE().plan(EditSession(tiny), FACTS[:1], config, Silent())
+def test_the_mask_decides_which_rows_of_the_update_are_kept(
+    tiny: LoadedModel, nmke_config: NMKEConfig
+) -> None:
+    edit = NMKE().plan(EditSession(tiny), FACTS[:1], nmke_config, Silent())
     for patch in edit.patches:
         kept = edit.masks[patch.layer]
         assert not patch.left[kept == 0].any()
@@ -160,7 +229,7 @@ def test_the_mask_decides_which_rows_of_the_update_are_kept(tiny: LoadedModel, c
         assert 0 < patch.neurons < tiny.d_mlp
 
 
-def test_the_first_layers_update_equals_the_dense_formula(tiny: LoadedModel, config: NMKEConfig) -> None:
+def test_the_first_layers_update_equals_the_dense_formula(tiny: LoadedModel, nmke_config: NMKEConfig) -> None:
     """X = mask * (P (K_p K_p^T + K K^T) + L2 I)^-1 P K R^T, from quantities collected one prompt at a time."""
     from nmke.contexts import context_templates
     from nmke.model import POST, RESID_POST
@@ -168,14 +237,14 @@ def test_the_first_layers_update_equals_the_dense_formula(tiny: LoadedModel, con
     from nmke.target import optimise_target
     from nmke.tokens import encode, find_subject_last, pad
 
-    config = config.changed(null_space_threshold=0.05)
+    nmke_config = nmke_config.changed(null_space_threshold=0.05)
     session = EditSession(tiny)
-    session.apply(NMKE().plan(session, FACTS[1:], config, Silent()))
-    edit = NMKE().plan(session, FACTS[:1], config, Silent())
+    session.apply(NMKE().plan(session, FACTS[1:], nmke_config, Silent()))
+    edit = NMKE().plan(session, FACTS[:1], nmke_config, Silent())
 
     fact, templates = FACTS[0], context_templates(tiny)
     with session.active():
-        z = optimise_target(tiny, fact, 2, templates, config.target).z.double()
+        z = optimise_target(tiny, fact, 2, templates, nmke_config.target).z.double()
         keys = []
         for number, template in enumerate(templates):
             ids = encode(tiny.tokenizer, template.replace("{}", fact.prompt))
@@ -186,11 +255,11 @@ def test_the_first_layers_update_equals_the_dense_formula(tiny: LoadedModel, con
                 R = ((z - kept[(RESID_POST, 2)][0, place].double()) / 2)[:, None]
     K = ((keys[0] + torch.stack(keys[1:]).mean(0)) / 2)[:, None]
     values, vectors = torch.linalg.eigh(
-        collect_statistics(tiny, config.statistics, (1, 2)).second_moment[1].double()
+        collect_statistics(tiny, nmke_config.statistics, (1, 2)).second_moment[1].double()
     )
     kept_vectors = vectors[:, values < 0.05]
     P = kept_vectors @ kept_vectors.T
-    X = ridge_solve(K, R, session.history_keys(1), P, config.ridge)
+    X = ridge_solve(K, R, session.history_keys(1), P, nmke_config.ridge)
     expected = edit.masks[1].double()[:, None] * X
     scale = float(expected.abs().max())
     assert torch.allclose(edit.patches[0].matrix().double(), expected, atol=1e-3 * scale)
@@ -203,17 +272,17 @@ def test_contexts_weigh_half_the_bare_prompt_and_half_the_rest() -> None:
 
 
 @pytest.mark.parametrize("variant", ["overlap", "non_overlap", "general", "specific", "soft"])
-def test_every_mask_variant_plans_an_edit(llama: LoadedModel, config: NMKEConfig, variant: str) -> None:
-    config = config.changed(mask=MaskConfig.make(variant=variant))
-    edit = NMKE().plan(EditSession(llama), FACTS[:1], config, Silent())
+def test_every_mask_variant_plans_an_edit(llama: LoadedModel, nmke_config: NMKEConfig, variant: str) -> None:
+    nmke_config = nmke_config.changed(mask=MaskConfig.make(variant=variant))
+    edit = NMKE().plan(EditSession(llama), FACTS[:1], nmke_config, Silent())
     assert isinstance(edit, Edit)
     if variant == "soft":
         assert float(edit.masks[1].max()) == pytest.approx(1.0)
 
 
 def test_the_edit_tells_seconds_per_stage_and_the_share_of_directions_kept(
-    llama: LoadedModel, config: NMKEConfig
+    llama: LoadedModel, nmke_config: NMKEConfig
 ) -> None:
-    edit = NMKE().plan(EditSession(llama), FACTS[:1], config, Silent())
+    edit = NMKE().plan(EditSession(llama), FACTS[:1], nmke_config, Silent())
     assert {"target", "attribution", "keys", "solve", "total"} <= set(edit.seconds)
     assert edit.details["layers"][0]["null_space_kept"] == 1.0
