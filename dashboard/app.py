@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboard import engine, frame
 
-# Threads that spin while they wait slow everything else on a busy laptop; torch reads this when it is imported.
+# Threads that wait spin for some microseconds only, else they slow everything on a busy laptop; read by torch's import.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 st.set_page_config(page_title="Neuron editing", page_icon="🧠", layout="wide", initial_sidebar_state=260)

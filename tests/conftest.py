@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Several processes on few cores: threads that spin while they wait slow each other down a hundredfold.
+# Several processes on few cores: threads that spin long while they wait slow each other down a hundredfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import pytest

@@ -40,7 +40,8 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    # Must be set before torch is imported: threads that spin while they wait slow every other process down.
+    # Must be set before torch is imported. Threads that wait spin for some microseconds, then sleep: at once asleep
+    # they wake too slowly for small layers (benchmarks/speed.md), and spinning on they slow other processes down.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Libraries that draw their own bars and notes would write over ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -272,3 +272,74 @@ def test_the_size_of_a_change_counts_only_touched_neurons(tiny: LoadedModel) -> 
     assert change["neurons"] == 5
     assert change["parameters"] == 5 * tiny.d_model
     assert change["norm"] == pytest.approx((5 * tiny.d_model * 4) ** 0.5, rel=1e-5)
+
+
+def test_settling_keeps_what_the_model_computes_and_drops_the_old_updates(tiny: LoadedModel) -> None:
+    session = EditSession(tiny, undo_depth=1)
+    for seed in range(6):
+        session.apply(make_edit(tiny, seed))
+    digest, keys = session.digest, session.history_keys(1)
+    session.settle(keep=2)
+    assert [len(edit.patches) for edit in session.edits] == [0, 0, 0, 0, 2, 2]
+    assert (session.digest, session.version) == (digest, 6)
+    assert torch.equal(session.history_keys(1), keys)
+    session.undo()
+    session.undo()
+    with pytest.raises(SessionError, match=r"first 4 edits are settled.*Reset"):
+        session.undo()
+    assert session.version == 4
+    session.redo()
+    session.redo()
+    assert session.digest == digest
+
+
+def test_settling_more_later_and_less_again_changes_nothing_twice(tiny: LoadedModel) -> None:
+    session = EditSession(tiny)
+    for seed in range(3):
+        session.apply(make_edit(tiny, seed))
+    session.settle()
+    session.settle(keep=2)
+    assert [edit.patches for edit in session.edits] == [(), (), ()]
+    session.apply(make_edit(tiny, 9))
+    digest = session.digest
+    session.undo()
+    session.redo()
+    assert session.digest == digest
+
+
+def test_a_settled_session_is_not_saved_as_if_it_were_whole(tiny: LoadedModel, tmp_path: Path) -> None:
+    session = EditSession(tiny)
+    session.apply(make_edit(tiny))
+    session.settle()
+    with pytest.raises(SessionError, match="settled"):
+        session.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    with pytest.raises(SessionError, match="settled"):
+        session.verify_undo()
+
+
+def test_resetting_a_settled_session_gives_the_loaded_model_back(tiny: LoadedModel) -> None:
+    session, before = EditSession(tiny), final(tiny)
+    session.apply(make_edit(tiny))
+    session.settle()
+    session.reset()
+    with session.active():
+        assert torch.equal(final(tiny), before)
+    assert session.digest == EditSession(tiny).digest
+
+
+def test_a_restored_session_has_the_weights_keys_and_digest_of_the_one_it_was_taken_from(
+    tiny: LoadedModel,
+) -> None:
+    session = EditSession(tiny)
+    for seed in range(3):
+        session.apply(make_edit(tiny, seed))
+    again = EditSession.restored(tiny, session.edits, *session.state())
+    assert again.digest == session.digest
+    assert torch.equal(again.history_keys(2), session.history_keys(2))
+    session.apply(make_edit(tiny, 7))
+    again.apply(make_edit(tiny, 7))
+    assert again.digest == session.digest
+    again.undo()
+    with pytest.raises(SessionError, match="settled"):
+        again.undo()
