@@ -48,11 +48,19 @@ def _row(number: int, edit: "Edit", status: str) -> dict[str, object]:
         "version": number,
         "status": status,
         "facts": shown + more,
-        "method": edit.method.upper(),
-        "layers": ", ".join(map(str, edit.layers)),
+        "method": title_of(edit.method),
+        "layers": ", ".join(map(str, sorted({*edit.layers, *(module.layer for module in edit.modules)}))),
         "neurons": sum(patch.neurons for patch in edit.patches),
         "seconds": edit.seconds.get("total"),
     }
+
+
+def title_of(method: str) -> str:
+    """A method's name in the literature; its registry name where this program does not know it."""
+    from nmke.methods import methods
+
+    known = methods()
+    return known[method].title if method in known else method
 
 
 def _buttons(session: "EditSession") -> None:

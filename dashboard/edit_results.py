@@ -134,12 +134,17 @@ def weights(session: "EditSession", measured: Measured | None) -> None:
         return
     edit = session.edits[-1]
     st.markdown(f"**{edit_history.say_edit(edit)}**")
-    if measured is None or not measured.changes:
+    for module in edit.modules:
+        st.markdown(
+            f"Beside layer {module.layer} stands a {module.kind} of {module.n_parameters:,} numbers; the "
+            "layer's own weights are as they were."
+        )
+    if measured is not None and measured.changes:
+        _changes(measured)
+    elif not edit.modules:
         st.info(
             "The size of this change is shown for edits computed in this tab; its factors are in the saved file."
         )
-    else:
-        _changes(measured)
     if measured is not None and measured.spectrum is not None:
         _null_space(measured)
     _seconds(edit)
@@ -152,14 +157,17 @@ def _changes(measured: Measured) -> None:
         tuple(int(count) for count in table["neurons"]),
         tuple(table["relative_norm"].tolist()),
     )
+    masked = measured.edit is not None and measured.edit.masks
+    reason = (
+        "Later layers usually move more, because they make up for what the mask left out. " if masked else ""
+    )
     figure = state.get().kept.figure("edit.layer_changes", shown, lambda: edit_charts.layer_changes(*shown))
     st.plotly_chart(
         charts.drawn(figure), key="edit.layer_changes", config=charts.CONFIG, alt="Neurons changed per layer"
     )
     downloads.caption(
-        f"{int(table['neurons'].sum()):,} neurons and {int(table['parameters'].sum()):,} parameters changed. Later "
-        "layers usually move more, because they make up for what the mask left out; a change above a tenth of the "
-        "matrix's norm would be surprising.",
+        f"{int(table['neurons'].sum()):,} neurons and {int(table['parameters'].sum()):,} parameters changed. "
+        f"{reason}A change above a tenth of the matrix's norm would be surprising.",
         figure,
         "edit-layers",
         key="edit.file.layers",

@@ -52,8 +52,7 @@ def plan_and_measure(
 ) -> Measured:
     """Plan the edit and measure its facts before and after; session and model stay as they are.
 
-    The measures after come from a scratch in which the session's matrices carry the edit's patches: the very
-    matrices that applying it will make.
+    The measures after come from a scratch that computes with the very weights that applying the edit will make.
     """
     from nmke.methods import get_method
 
@@ -61,10 +60,8 @@ def plan_and_measure(
     with session.active():
         before = _measure(session, facts, words, progress, "measuring before")
     edit = get_method(method).plan(session, facts, config, progress)
-    edit.require_finite()
     masters = {patch.layer: session.master(patch.layer) for patch in edit.patches}
-    scratch = {patch.layer: patch.added_to(masters[patch.layer]) for patch in edit.patches}
-    with session.active(scratch):
+    with session.trying(edit):
         after = _measure(session, facts, words, progress, "measuring after")
     return Measured(
         edit,
@@ -111,13 +108,16 @@ def _spectrum(session: "EditSession", config: Any, edit: "Edit") -> Spectrum | N
     from nmke.moments import find_statistics
 
     settings = getattr(config, "statistics", None)
-    if settings is None or settings.text == "none":
+    rows = [row for row in edit.details.get("layers", ()) if "null_space_kept" in row]
+    # Solved inside a mask, the null space is that of the selected neurons, not of the layer whose spectrum this is.
+    whole = getattr(config, "mask_acts", "on the update") == "on the update"
+    if settings is None or settings.text == "none" or not rows or not whole:
         return None
     statistics = find_statistics(session.model, settings, config.layers)
     if statistics is None:
         return None
     values = {layer: statistics.eigenvalues(layer).cpu().numpy() for layer in statistics.layers}
-    kept = {row["layer"]: float(row["null_space_kept"]) for row in edit.details.get("layers", ())}
+    kept = {row["layer"]: float(row["null_space_kept"]) for row in rows}
     threshold = float(config.null_space_threshold)
     for layer, found in values.items():
         kept.setdefault(layer, float((found < threshold).mean()))

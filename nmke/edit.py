@@ -82,7 +82,7 @@ class Edit:
             if not (torch.isfinite(patch.left).all() and torch.isfinite(patch.right).all()):
                 raise EditError(
                     f"The update of layer {patch.layer} is not finite; the edit was refused and nothing was changed.",
-                    "Raise the ridge L2 or lower the learning rate.",
+                    "Lower the learning rate, or raise the ridge L2 or the weight of the second moment.",
                 )
         for module in self.modules:
             module.require_finite()

@@ -39,6 +39,10 @@ class EditError(NmkeError):
     """An edit could not be computed or was refused before it was applied."""
 
 
+class FactRefused(EditError):
+    """The method finds nothing to change for this very fact; other facts are not concerned."""
+
+
 class SessionError(NmkeError):
     """An edit session cannot do what was asked: nothing to undo, or another model's bundle."""
 

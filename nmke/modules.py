@@ -46,6 +46,13 @@ class ModulePatch(ABC):
             output: what the layer's own down projection, with the session's weight patches, made of them.
         """
 
+    def on(self, device: torch.device) -> "ModulePatch":
+        """The same patch with its tensors on a device; itself where they are there."""
+        if all(tensor.device == device for tensor in self.tensors.values()):
+            return self
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return type(self)(self.layer, moved, self.settings)
+
     @property
     def n_parameters(self) -> int:
         """Numbers the model carries in addition."""

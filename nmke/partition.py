@@ -3,19 +3,24 @@
 Amplifying neuron ``i`` moves the logits by ``c a_v``, ``a_v = x_i . u_v`` for token ``v``. With ``p`` the distribution
 before, the log-probability of ``y`` rises by ``c a_y - log E_p[exp(c a)]``. The expectation runs over the whole
 vocabulary, for every neuron of every prompt: nearly all of the cost. Three ways to take it, each dearer and wider than
-the one before; a neuron goes on to the next only while its error bound is above the tolerance:
+the one before; a neuron goes on to the next only while its error bound is above the tolerance. The first two take the
+few tokens that a neuron moves farthest (:mod:`nmke.reach`) exactly, and estimate only the rest:
 
 1. :func:`by_moments`: four moments of ``a``. The first is exact; of the second, a part shared by all prompts is exact
    (the anchor's covariance) and the rest, like the third and fourth, is estimated on tokens drawn by probability.
-2. :func:`by_sample`: the exponential itself on a larger draw, its first moment exact.
+2. :func:`by_sample`: the exponential itself on a larger draw, leaning on the anchor's covariance too.
 3. :func:`by_sum`: every token. The plain form, with no error but rounding.
 
-``t = c (a - centre)`` throughout, the centre shared by all prompts of a neuron; results are ``log E_p[exp t]``.
+``t = c (a - centre)`` throughout, the centre shared by all prompts of a neuron; results are ``log E_p[exp t]``. As
+``E[exp t] = 1 + E[t] + E[g(t)]``, ``g(t) = exp t - 1 - t``, with the first moment exact, ``E[g]`` alone is at stake:
+each neuron's far tokens give ``sum_far p g(t)``, and in the draw they are set to ``t = 0``, where ``g`` and all moments
+vanish.
 
 The error bound of the first two is Bernstein's for independent draws, ``5 sd + 25/6 * largest``: ``sd`` the draw's
 standard deviation (itself estimated on the draw), ``largest`` what a single token left out could at most contribute,
-given how far the neuron can move any token (:mod:`nmke.reach`). By it about one score in 100 000 may lie outside; it is
-a statement about the draw, whose seed is a setting, not a certainty.
+given how far the neuron can move any but its far tokens. Both are over those other tokens only; with the far ones, the
+heavy tails, they would be several times larger. By it about one score in 100 000 may lie outside; it is a statement
+about the draw, whose seed is a setting, not a certainty.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,6 +39,8 @@ _LARGEST = SIGMAS**2 / 6
 _CHUNK = 2**18
 #: exp overflows float32 above 88.
 _SAFE_EXPONENT = 60.0
+#: Relative error of a second moment summed in float32, with room to spare.
+_ROUNDING = 2.0**-19
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Tilts:
         amounts: ``c`` per prompt and neuron.
         p: each prompt's distribution before [prompt, d_vocab].
         mean: ``E_p[u]`` per prompt [prompt, d_model].
-        reach: bounds of ``a`` over the vocabulary.
+        reach: each neuron's far tokens, and bounds of ``a`` over the others.
     """
 
     directions: Float[Tensor, "d_mlp d_model"]
@@ -64,10 +71,46 @@ class Tilts:
         return self.amounts * ((self.mean - self.mean.mean(0)) @ self.directions.T)
 
     def extremes(self) -> tuple[Float[Tensor, "prompt d_mlp"], Float[Tensor, "prompt d_mlp"]]:
-        """Bounds of ``t`` over the vocabulary: how far down (positive) and how far up."""
-        low, high = self.reach.lowest - self.centre, self.reach.highest - self.centre
-        ends = self.amounts * low, self.amounts * high
+        """Bounds of ``t`` over all but the far tokens: how far down (positive) and how far up."""
+        return self._ends(self.reach.lowest_rest, self.reach.highest_rest)
+
+    def farthest_up(self) -> Float[Tensor, "prompt d_mlp"]:
+        """A bound of ``t`` over the whole vocabulary."""
+        return self._ends(self.reach.lowest, self.reach.highest)[1]
+
+    def _ends(self, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+        ends = self.amounts * (lowest - self.centre), self.amounts * (highest - self.centre)
         return (-torch.minimum(*ends)).clamp_min(0), torch.maximum(*ends).clamp_min(0)
+
+    @cached_property
+    def far_moves(self) -> Float[Tensor, "d_mlp far"]:
+        """``a - centre`` of each neuron's far tokens."""
+        return self.reach.far_moves - self.centre[:, None]
+
+    @cached_property
+    def far(self) -> Float[Tensor, "prompt d_mlp"]:
+        """``sum p g(t)`` over each neuron's far tokens, exact; not finite where the exponential overflows."""
+        rows = [
+            (p[self.reach.far] * _curve(c[:, None] * self.far_moves)).sum(1)
+            for p, c in zip(self.p, self.amounts, strict=True)
+        ]
+        return torch.stack(rows)
+
+    def moves(
+        self,
+        neurons: Int[Tensor, " some"],
+        unembedding: Float[Tensor, "d_vocab d_model"],
+        draw: "Draw",
+    ) -> Float[Tensor, "some drawn"]:
+        """``a - centre`` on the drawn tokens, 0 at each neuron's far ones: those are summed elsewhere."""
+        A = self.directions[neurons] @ unembedding[draw.tokens].T
+        A -= self.centre[neurons, None]
+        place = torch.full_like(draw.inclusion, -1, dtype=torch.long)
+        place[draw.tokens] = torch.arange(len(draw.tokens), device=A.device)
+        places = place[self.reach.far[neurons]]
+        rows, columns = (places >= 0).nonzero(as_tuple=True)
+        A[rows, places[rows, columns]] = 0
+        return A
 
 
 @dataclass(frozen=True)
@@ -119,10 +162,12 @@ class Anchor:
             covariance.addmm_((part * p[start : start + block, None]).T, part)
         return cls(p, mean, covariance)
 
-    def second(self, tilts: Tilts) -> Float[Tensor, " d_mlp"]:
-        """``E[(a - centre)^2]`` under the anchor, exact."""
+    def second(self, tilts: Tilts) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_mlp"]]:
+        """``E[(a - centre)^2]`` under the anchor, exact: over all tokens, and over all but the far ones."""
         x = tilts.directions
-        return ((x @ self.covariance) * x).sum(1) + (x @ self.mean - tilts.centre) ** 2
+        whole = ((x @ self.covariance) * x).sum(1) + (x @ self.mean - tilts.centre) ** 2
+        far = (self.p[tilts.reach.far] * tilts.far_moves**2).sum(1)
+        return whole, (whole - far).clamp_min(0)
 
 
 def draw_tokens(p: Float[Tensor, "prompt d_vocab"], size: int, seed: int) -> Draw:
@@ -157,24 +202,29 @@ def by_moments(
     """``log E_p[exp t]`` by its first four moments, with an error bound, for all prompts and neurons at once.
 
     ``E[t^2]`` is split into ``beta`` times the anchor's, which is exact, and the difference ``p - beta * anchor``,
-    which is small where prompts are alike and so loses little by being drawn.
+    which is small where prompts are alike and so loses little by being drawn. Moments are over all but the far tokens.
     """
-    A = tilts.directions @ unembedding[draw.tokens].T - tilts.centre[:, None]
+    A = tilts.moves(torch.arange(len(tilts.directions), device=tilts.p.device), unembedding, draw)
     W, W_anchor, spare = draw.weighted(tilts.p), draw.weighted(anchor.p), draw.spare
     beta, worst_rest, worst = _lean(tilts.p, anchor, draw)
+    # Where the anchor's likely tokens are unlikely here and so seldom drawn, leaning on it makes that worse.
+    beta, worst_rest = torch.where(worst_rest < worst, beta, 0.0), torch.minimum(worst_rest, worst)
     W_rest = W - beta[:, None] * W_anchor
     A2 = A * A
     A3, A4 = A2 * A, A2 * A2
     c, down_up = tilts.amounts, tilts.extremes()
     T, size = torch.maximum(*down_up), tilts.amounts.abs()
-    second = c**2 * (beta[:, None] * anchor.second(tilts) + W_rest @ A2.T)
-    total = 1 + tilts.first() + second / 2 + c**3 / 6 * (W @ A3.T) + c**4 / 24 * (W @ A4.T)
+    anchored, anchored_rest = anchor.second(tilts)
+    second = c**2 * (beta[:, None] * anchored_rest + W_rest @ A2.T)
+    total = 1 + tilts.first() + second / 2 + c**3 / 6 * (W @ A3.T) + c**4 / 24 * (W @ A4.T) + tilts.far
 
     sd = size**2 / 2 * ((spare * W_rest**2) @ A4.T).sqrt()
     sd += size**3 / 6 * ((spare * W**2) @ (A3 * A3).T).sqrt()
     largest = worst_rest[:, None] * T**2 / 2 + worst[:, None] * T**3 / 6 * (1 + T / 4)
     beyond_fourth = second.abs() * T**3 / 120 * down_up[1].clamp(max=_SAFE_EXPONENT).exp()
-    return _log_with_bound(total, SIGMAS * sd + _LARGEST * largest + beyond_fourth)
+    # What is left of the anchor's moment without the far tokens is as uncertain as the whole one's float32.
+    rounding = _ROUNDING * c**2 / 2 * beta[:, None].abs() * anchored
+    return _log_with_bound(total, SIGMAS * sd + _LARGEST * largest + beyond_fourth + rounding)
 
 
 def _lean(
@@ -182,41 +232,68 @@ def _lean(
 ) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """How far each prompt leans on the anchor: ``beta`` with the least squares of what is left to be drawn.
 
-    Also the largest weights left out of ``p - beta * anchor`` and of ``p``; where the anchor makes that worse
-    (its likely tokens are unlikely here and so seldom drawn), ``beta`` is 0.
+    Also the largest weights left out of ``p - beta * anchor`` and of ``p``.
     """
     W, W_anchor, spare = draw.weighted(p), draw.weighted(anchor.p), draw.spare
     beta = (W * W_anchor * spare).sum(1) / (W_anchor.square() * spare).sum().clamp_min(1e-30)
-    rest, worst = draw.largest_left_out(p - beta[:, None] * anchor.p), draw.largest_left_out(p)
-    return torch.where(rest < worst, beta, 0.0), torch.minimum(rest, worst), worst
+    return beta, draw.largest_left_out(p - beta[:, None] * anchor.p), draw.largest_left_out(p)
 
 
 def by_sample(
     tilts: Tilts,
     unembedding: Float[Tensor, "d_vocab d_model"],
+    anchor: Anchor,
     draw: Draw,
     todo: Bool[Tensor, "prompt d_mlp"],
 ) -> tuple[Float[Tensor, "prompt d_mlp"], Float[Tensor, "prompt d_mlp"]]:
     """``log E_p[exp t]`` with the exponential itself on the drawn tokens; NaN and inf where not asked.
 
-    ``E[exp t] = 1 + E[t] + E[exp t - 1 - t]``: the first moment is exact, the rest is drawn.
+    The anchor's second moment, known exactly, serves as control variate: of ``E[g] = b E_anchor[t^2/2] + rest`` only
+    the rest is drawn. Each score has its own ``b``, the one with least squares on the draw, from 0 to what its prompt
+    as a whole would take; and none where the bound is lower without.
     """
     neurons = todo.any(0).nonzero()[:, 0]
-    A = tilts.directions[neurons] @ unembedding[draw.tokens].T - tilts.centre[neurons, None]
-    W, spare, first = draw.weighted(tilts.p), draw.spare, tilts.first()
-    total, variance = torch.full_like(first, torch.nan), torch.full_like(first, torch.inf)
+    A = tilts.moves(neurons, unembedding, draw)
+    W, W_anchor, spare = draw.weighted(tilts.p), draw.weighted(anchor.p), draw.spare
+    squares = (A * A).mul_(W_anchor)
+    drawn, cross = torch.full_like(tilts.amounts, torch.nan), torch.full_like(tilts.amounts, torch.nan)
+    variance = torch.full_like(drawn, torch.inf)
     step = max(1, _CHUNK // len(draw.tokens))
     for row in range(len(W)):
         for asked in _some(todo[row, neurons], step):
             which = neurons[asked]
             t = A[asked] * tilts.amounts[row, which, None]
             curve = torch.expm1(t).sub_(t).mul_(W[row])
-            total[row, which] = 1 + first[row, which] + curve.sum(1)
+            drawn[row, which] = curve.sum(1)
+            cross[row, which] = squares[asked].mul_(curve) @ spare
             variance[row, which] = curve.square_() @ spare
+    half = tilts.amounts**2 / 2
+    control, control_variance = torch.zeros_like(tilts.centre), torch.zeros_like(tilts.centre)
+    control[neurons], control_variance[neurons] = squares.sum(1), squares.square_() @ spare
+    beta, worst_rest, worst = (each[:, None] for each in _lean(tilts.p, anchor, draw))
+    fit = cross / (half * control_variance).clamp_min(1e-30)
+    b = torch.minimum(fit.clamp_min(0), beta)
+    anchored, anchored_rest = anchor.second(tilts)
+    plain, leaned = drawn, drawn + b * half * (anchored_rest - control)
+    left = variance + b * half * (b * half * control_variance - 2 * cross)
+
     down, up = tilts.extremes()
-    farthest = torch.maximum(_curve(up.clamp(max=_SAFE_EXPONENT)), _curve(-down))
-    largest = draw.largest_left_out(tilts.p)[:, None] * farthest
-    return _log_with_bound(total, SIGMAS * variance.sqrt() + _LARGEST * largest)
+    up = up.clamp(max=_SAFE_EXPONENT)
+    T = torch.maximum(down, up)
+    # The largest of |p - b anchor| is convex in b, so between 0 and beta it lies under the chord.
+    worst_b = worst + b / beta.clamp_min(1e-30) * (worst_rest - worst)
+    beyond_second = torch.maximum(_curve(up) - up**2 / 2, down**2 / 2 - _curve(-down))
+    largest = worst * torch.maximum(_curve(up), _curve(-down))
+    largest_leaned = worst_b * T**2 / 2 + worst * beyond_second
+    error = SIGMAS * variance.sqrt() + _LARGEST * largest
+    error_leaned = (
+        SIGMAS * torch.maximum(left, _ROUNDING * variance).sqrt()
+        + _LARGEST * largest_leaned
+        + _ROUNDING * b * half * anchored
+    )
+    better = error_leaned < error
+    total = 1 + tilts.first() + tilts.far + torch.where(better, leaned, plain)
+    return _log_with_bound(total, torch.where(better, error_leaned, error))
 
 
 def by_sum(
@@ -233,7 +310,7 @@ def by_sum(
         tick: called before each block; what it raises ends the work.
     """
     found = torch.full_like(tilts.amounts, torch.nan)
-    _, up = tilts.extremes()
+    up = tilts.farthest_up()
     centre, log_p = tilts.centre, tilts.p.log()
     for neurons in todo.any(0).nonzero()[:, 0].split(block):
         tick()
@@ -272,7 +349,7 @@ def log_partition(
         value, bound = by_moments(tilts, unembedding, anchor, draw_tokens(tilts.p, sizes[0], seed))
         todo = bound > tolerance
         if todo.any():
-            again = by_sample(tilts, unembedding, draw_tokens(tilts.p, sizes[1], seed), todo)
+            again = by_sample(tilts, unembedding, anchor, draw_tokens(tilts.p, sizes[1], seed), todo)
             value, bound = torch.where(todo, again[0], value), torch.where(todo, again[1], bound)
     todo = bound > tolerance if tolerance > 0 else torch.ones_like(bound, dtype=torch.bool)
     if todo.any():
@@ -296,4 +373,5 @@ def _log_with_bound(total: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """The logarithm, and how far off it is when ``total`` is off by up to ``error``."""
     value = total.clamp_min(1e-30).log()
     bound = -torch.log1p(-(error / total))
-    return value, torch.where((error < total) & bound.isfinite(), bound, torch.inf)
+    known = (error < total) & total.isfinite() & bound.isfinite()
+    return value, torch.where(known, bound, torch.inf)

@@ -48,6 +48,29 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
             "paraphrases 0.64, locality 0.99. The authors' values reach P(target) 0.57 (facts 1 to 12). How it was "
             "found: benchmarks/presets.md.",
         ),
+        ("alphaedit", 30, 576, 1536, 49152): _Verified({"layers": (4, 5, 6, 7, 8)}, "FIGURES alphaedit"),
+        ("memit", 30, 576, 1536, 49152): _Verified(
+            {"layers": (4, 5, 6, 7, 8), "mom2_update_weight": 150.0}, "FIGURES memit"
+        ),
+        ("rome", 30, 576, 1536, 49152): _Verified({"layer": 5}, "FIGURES rome"),
+        ("ft-l", 30, 576, 1536, 49152): _Verified({"layer": 20}, "FIGURES ft-l"),
+        ("ft-m", 30, 576, 1536, 49152): _Verified({"layer": 20}, "FIGURES ft-m"),
+        ("kn", 30, 576, 1536, 49152): _Verified(
+            {"follow_sign": True, "fewest": 4, "most": 10, "lambda_old": 0.5, "lambda_new": 1.0}, "FIGURES kn"
+        ),
+        ("wise", 30, 576, 1536, 49152): _Verified(
+            {
+                "layer": 25,
+                "learning_rate": 0.1,
+                "alpha": 20.0,
+                "beta": 100.0,
+                "gamma": 50.0,
+                "save_freq": 1,
+                "merge_freq": 20,
+                "decoys": 8,
+            },
+            "FIGURES wise",
+        ),
     }
 )
 

@@ -6,6 +6,7 @@ masters puts back the very same tensors; older undos replay the history from the
 """
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,18 +139,32 @@ class EditSession:
     def active(
         self,
         instead: Mapping[int, Tensor] | None = None,
-        modules: Mapping[int, ModulePatch] | None = None,
+        modules: Mapping[int, ModulePatch | None] | None = None,
     ) -> Iterator[None]:
         """Inside the block the model computes with this session's edits, and nobody else can run it.
 
         Args:
             instead: float32 matrices [d_mlp, d_model] to try in place of the session's; the scratch of a plan.
-            modules: module patches to try in place of the session's at their layers.
+            modules: module patches to try in place of the session's at their layers; None: nothing stands there.
         """
         stored = dict(self._current.stored)
         for layer, matrix in (instead or {}).items():
             stored[layer] = self.model.as_stored(layer, matrix)
-        with self.model.weights_in(stored, {**self._current.modules, **(modules or {})}):
+        beside = {**self._current.modules, **(modules or {})}
+        with self.model.weights_in(
+            stored, {layer: each for layer, each in beside.items() if each is not None}
+        ):
+            yield
+
+    @contextmanager
+    def trying(self, edit: Edit) -> Iterator[None]:
+        """Inside the block the model computes as applying the edit would make it, to the bit.
+
+        Raises:
+            EditError: when the edit is not finite or does not fit the model.
+        """
+        state = self._following(self._current, edit)
+        with self.model.weights_in(state.stored, state.modules):
             yield
 
     @contextmanager
@@ -269,7 +284,7 @@ class EditSession:
         session = cls(model)
         masters = {layer: matrix.to(model.device) for layer, matrix in masters.items()}
         stored = {layer: model.as_stored(layer, matrix) for layer, matrix in masters.items()}
-        state = _Version(masters, stored, dict(modules))
+        state = _Version(masters, stored, {layer: session._placed(each) for layer, each in modules.items()})
         session._edits = [_settled(edit) for edit in edits]
         session._settled = len(edits)
         session._versions = {len(edits): state}
@@ -358,8 +373,12 @@ class EditSession:
                     f"Layer {patch.layer} would overflow in {self.model.dtype}; the edit was refused.",
                     "Load the model in bfloat16 or float32.",
                 )
-        modules = {**version.modules, **{module.layer: module for module in edit.modules}}
+        modules = {**version.modules, **{module.layer: self._placed(module) for module in edit.modules}}
         return _Version(masters, stored, modules)
+
+    def _placed(self, module: ModulePatch) -> ModulePatch:
+        """The module where its layer computes, so that running it moves nothing."""
+        return module.on(self.model.down_projection(module.layer).device)
 
     def _replay(self, version: int) -> _Version:
         """The state after ``version`` edits, from the nearest earlier one still in memory."""
@@ -381,11 +400,12 @@ def _settled(edit: Edit) -> Edit:
 
 def _digest(version: _Version) -> str:
     named = [(f"{layer}", version.stored[layer]) for layer in sorted(version.stored)]
-    for layer in sorted(version.modules):
-        named += [
-            (f"{layer}.{name}", value) for name, value in sorted(version.modules[layer].tensors.items())
-        ]
     digest = hashlib.sha256()
+    for layer in sorted(version.modules):
+        module = version.modules[layer]
+        named += [(f"{layer}.{name}", value) for name, value in sorted(module.tensors.items())]
+        # A threshold decides what is computed as much as a matrix does.
+        digest.update(json.dumps([layer, module.kind, module.settings], sort_keys=True).encode())
     for name, tensor in named:
         flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
         digest.update(name.encode())

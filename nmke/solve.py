@@ -1,8 +1,13 @@
 """The linear solves of closed-form editing, in float64.
 
 Down projections are [d_mlp, d_model] here, so an update is ``X`` with ``K^T X ~ R^T``: keys ``K`` [D, m] in columns,
-residuals ``R`` [d, m] in columns. :func:`ridge_solve` is written to be read, :func:`ridge_factors` needs nothing but
-the keys, and :mod:`nmke.history` keeps an inverse by the identities at the end, so that an edit's cost stays flat.
+residuals ``R`` [d, m] in columns. Each formula is here twice: the ``_solve`` is one dense solve, written to be read and
+compared with; the ``_factors`` give the same as two thin factors.
+
+- :func:`ridge_solve`, :func:`ridge_factors`: protection by a projection (AlphaEdit, NMKE). :mod:`nmke.history` keeps
+  their inverse by :func:`absorb_keys` and :func:`woodbury_root`, so that an edit's cost stays flat.
+- :func:`prior_solve`, :func:`prior_factors`: protection by a second moment ``C`` of ordinary keys (MEMIT).
+- :func:`equality_solve`, :func:`equality_factors`: the keys are mapped exactly to their targets (ROME).
 """
 
 from collections.abc import Callable
@@ -56,6 +61,106 @@ def ridge_factors(
     new = torch.zeros(len(gram), K.shape[1], dtype=gram.dtype, device=gram.device)
     new[K_p.shape[1] :] = torch.eye(K.shape[1], dtype=gram.dtype, device=gram.device)
     return projected @ torch.cholesky_solve(new, cholesky(gram)), R.T.to(gram.dtype)
+
+
+def steadied(C: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """A second moment in the precision of the solves, made safely positive definite.
+
+    Second moments are kept in float32, which may have moved an eigenvalue by half of ``eps |C|_F`` and so a small one
+    below zero. ``eps |C|_F`` is added to the diagonal, so every eigenvalue ends at half of that or above. The published
+    codes invert ``C`` as it is; where it has a sound inverse the difference is that of the rounding.
+    """
+    C = C.to(exact_dtype(C), copy=True)
+    C.diagonal().add_(torch.finfo(torch.float32).eps * C.norm())
+    return C
+
+
+def prior_solve(
+    K: Float[Tensor, "d_mlp fact"],
+    R: Float[Tensor, "d_model fact"],
+    K_p: Float[Tensor, "d_mlp past"],
+    C: Float[Tensor, "d_mlp d_mlp"],
+    weight: float,
+    ridge: float = 0.0,
+) -> Float[Tensor, "d_mlp d_model"]:
+    """MEMIT's update by one dense D x D solve: the plain twin of :func:`prior_factors`.
+
+    ``(weight C + K K^T + K_p K_p^T + ridge I) X = K R^T`` (MEMIT, eq. 14, which has neither ``K_p`` nor a ridge).
+    """
+    K, R, K_p, C = K.double(), R.double(), K_p.double(), C.double()
+    identity = torch.eye(len(K), dtype=torch.float64, device=K.device)
+    return torch.linalg.solve(weight * C + K @ K.T + K_p @ K_p.T + ridge * identity, K @ R.T)
+
+
+def prior_root(
+    C: Float[Tensor, "d_mlp d_mlp"], weight: float, K_p: Float[Tensor, "d_mlp past"], ridge: float = 0.0
+) -> Float[Tensor, "d_mlp d_mlp"]:
+    """The lower Cholesky factor of ``M = weight C + K_p K_p^T + ridge I``: what the new keys do not enter.
+
+    Raises:
+        EditError: ``M`` is not positive definite, or not finite.
+    """
+    M = weight * C.to(exact_dtype(C))
+    if K_p.shape[1]:
+        K_p = K_p.to(M)
+        M.addmm_(K_p, K_p.T)
+    M.diagonal().add_(ridge)
+    return cholesky(M)
+
+
+def prior_factors(
+    K: Float[Tensor, "d_mlp fact"], R: Float[Tensor, "d_model fact"], root: Float[Tensor, "d_mlp d_mlp"]
+) -> tuple[Float[Tensor, "d_mlp fact"], Float[Tensor, "fact d_model"]]:
+    """MEMIT's update as two thin factors: ``(M + K K^T)^-1 K`` by :func:`absorb_keys`, and ``R^T``.
+
+    Args:
+        root: the Cholesky factor of ``M``, from :func:`prior_root`.
+    """
+    K = K.to(root)
+    return absorb_keys(K, torch.cholesky_solve(K, root)), R.T.to(root)
+
+
+def equality_solve(
+    K: Float[Tensor, "d_mlp fact"],
+    R: Float[Tensor, "d_model fact"],
+    C: Float[Tensor, "d_mlp d_mlp"],
+    steered_by: Float[Tensor, "d_mlp fact"] | None = None,
+) -> Float[Tensor, "d_mlp d_model"]:
+    """The update with ``K^T X = R^T`` exactly, by a dense inverse: the plain twin of :func:`equality_factors`.
+
+    ``X = C^-1 L (K^T C^-1 L)^-1 R^T``. With ``L = K`` it is the one that moves ordinary keys least, by ``tr(X^T C X)``
+    (ROME, eq. 2).
+
+    Args:
+        steered_by: ``L``, the keys that give the direction, where they are others than ``K``.
+    """
+    K, R, C = K.double(), R.double(), C.double()
+    direction = torch.linalg.inv(C) @ (K if steered_by is None else steered_by.double())
+    return direction @ torch.linalg.inv(K.T @ direction) @ R.T
+
+
+def equality_factors(
+    K: Float[Tensor, "d_mlp fact"],
+    R: Float[Tensor, "d_model fact"],
+    direction: Float[Tensor, "d_mlp fact"],
+) -> tuple[Float[Tensor, "d_mlp fact"], Float[Tensor, "fact d_model"]]:
+    """The same update as two thin factors.
+
+    Args:
+        direction: ``C^-1 L``; ``L`` itself where nothing is known of ordinary keys.
+
+    Raises:
+        EditError: the keys have nothing in common with the direction, so that no finite update maps them.
+    """
+    K, R = K.to(direction), R.to(direction)
+    across = K.T @ direction
+    left = torch.linalg.solve_ex(across, direction, left=False).result
+    if not torch.isfinite(left).all():
+        raise EditError(
+            "The keys have nothing in common with the direction the update may take.",
+            "Use consistent keys, or leave out facts that repeat each other.",
+        )
+    return left, R.T
 
 
 def absorb_keys(

@@ -42,8 +42,50 @@ def closed_form(text: Path) -> dict[str, Any]:
     }
 
 
+def side_memory(text: Path) -> dict[str, Any]:
+    return {
+        "layer": 2,
+        "steps": 8,
+        "learning_rate": 0.1,
+        "text": str(text),
+        "text_tokens": 32,
+        "text_window": 16,
+        "save_freq": 1,
+        "merge_freq": 2,
+    }
+
+
+def fine_tuning(text: Path) -> dict[str, Any]:
+    return {"layer": 1, "steps": 4}
+
+
+def knowledge_neurons(text: Path) -> dict[str, Any]:
+    return {"layers": (2,), "steps": 5}
+
+
+def memit(text: Path) -> dict[str, Any]:
+    values = {name: value for name, value in closed_form(text).items() if name != "null_space_threshold"}
+    return {**values, "mom2_update_weight": 0.01}
+
+
+def rome(text: Path) -> dict[str, Any]:
+    settings = closed_form(text)
+    return {"layer": 1, "statistics": settings["statistics"], "target": settings["target"]}
+
+
 ROWS: Mapping[str, Row] = {
+    "alphaedit": Row(closed_form, WRITING, (1, 2)),
+    "memit": Row(memit, WRITING[:4], (1, 2)),
+    "rome": Row(rome, WRITING[:4], (1,)),
+    "ft-l": Row(fine_tuning, ("fine-tuning",), (1,)),
+    "ft-m": Row(fine_tuning, ("fine-tuning",), (1,)),
+    "kn": Row(knowledge_neurons, ("writing contexts", "integrating gradients"), (2,)),
     "nmke": Row(closed_form, ("scoring neurons (LPS)", *WRITING), (1, 2)),
+    "wise": Row(
+        side_memory,
+        ("writing contexts", "tokenizing the statistics text", "training the side memory"),
+        (2,),
+    ),
 }
 
 

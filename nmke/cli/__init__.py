@@ -1,4 +1,4 @@
-"""The command line: ``nmke fetch | models | methods | neurons | edit``.
+"""The command line: ``nmke fetch | models | methods | neurons | edit | lifelong``.
 
 Exit codes: 0 done, 1 an error that is told in one line, 2 a command line that cannot be read,
 130 stopped with Ctrl-C. Results go to standard output and files, everything else to standard error.
@@ -11,6 +11,7 @@ import typer
 
 from nmke import __version__
 from nmke.cli.editing import edit
+from nmke.cli.lifelong import lifelong
 from nmke.cli.neuron_tables import neurons
 from nmke.cli.shelf import fetch, list_known_methods, list_known_models
 from nmke.cli.terminal import reporting_errors, say
@@ -54,5 +55,6 @@ for _name, _command in (
     ("methods", list_known_methods),
     ("neurons", neurons),
     ("edit", edit),
+    ("lifelong", lifelong),
 ):
     app.command(_name)(reporting_errors(_command))

@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from nmke.errors import EditError
+from nmke.methods.alphaedit import AlphaEdit
 from nmke.methods.base import Method
+from nmke.methods.ft import FTL, FTM
+from nmke.methods.kn import KN
+from nmke.methods.memit import MEMIT
 from nmke.methods.nmke import NMKE
+from nmke.methods.rome import ROME
+from nmke.methods.wise import WISE
 
 __all__ = ["Method", "get_method", "methods"]
 
-_ALL: tuple[type[Method], ...] = (NMKE,)
+_ALL: tuple[type[Method], ...] = (NMKE, AlphaEdit, MEMIT, ROME, FTL, FTM, KN, WISE)
 
 
 def methods() -> Mapping[str, Method]:

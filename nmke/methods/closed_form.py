@@ -2,7 +2,7 @@
 
 1. ``z`` per fact: the wanted output of the last edited layer at the subject's last token.
 2. For each edited layer, with the earlier ones already changed: keys ``K``, residual
-   ``R = (z - output now) / layers left``, a solve, and an optional mask over neurons.
+   ``R = (z - output now) / layers left``, a solve (:mod:`nmke.methods.solvers`), and an optional mask over neurons.
 3. The keys, as they are with all layers changed, join the history ``K_p``.
 """
 
@@ -19,32 +19,23 @@ from torch import Tensor
 
 from nmke.config import Config
 from nmke.contexts import context_templates
-from nmke.edit import WeightPatch
+from nmke.edit import Edit, WeightPatch
 from nmke.facts import Fact
 from nmke.keys import KeySource, PlainKeys, key_source
+from nmke.methods.solvers import DenseRidge, LayerSolver, NullSpaceRidge
 from nmke.model import EditableModel
 from nmke.moments import NullSpace, StatisticsConfig, collect_statistics
 from nmke.progress import Progress
 from nmke.session import EditSession
-from nmke.solve import exact_dtype, ridge_solve
 from nmke.target import Target, TargetConfig, optimise_targets
 from nmke.tokens import require_fits
 
 
-class ClosedFormConfig(Config):
-    """Settings that the closed-form methods share."""
+class LayersConfig(Config):
+    """Settings of every method that spreads an update over several layers."""
 
     layers: tuple[int, ...] = Field(
         (4, 5, 6, 7, 8), title="Edited layers", description="Which layers' down projections are changed."
-    )
-    ridge: float = Field(
-        1.0, gt=0, title="Ridge L2", description="Pulls the update towards zero; larger writes more timidly."
-    )
-    null_space_threshold: float = Field(
-        0.02,
-        gt=0,
-        title="Null-space threshold",
-        description="Directions of the keys' second moment with an eigenvalue under this may be written to.",
     )
     statistics: StatisticsConfig = Field(
         StatisticsConfig(),
@@ -62,6 +53,20 @@ class ClosedFormConfig(Config):
         if not layers:
             raise ValueError("name at least one layer")
         return tuple(sorted(set(layers)))
+
+
+class ClosedFormConfig(LayersConfig):
+    """Settings of the methods that write into a null space, on top of the session's keys."""
+
+    ridge: float = Field(
+        1.0, gt=0, title="Ridge L2", description="Pulls the update towards zero; larger writes more timidly."
+    )
+    null_space_threshold: float = Field(
+        0.02,
+        gt=0,
+        title="Null-space threshold",
+        description="Directions of the keys' second moment with an eigenvalue under this may be written to.",
+    )
 
 
 def guess_layers(n_layers: int) -> tuple[int, ...]:
@@ -98,17 +103,34 @@ class Written:
 def prepare(
     session: EditSession, facts: Sequence[Fact], config: ClosedFormConfig, progress: Progress
 ) -> tuple[tuple[str, ...], dict[int, NullSpace]]:
-    """Check the facts against the model; fetch context templates and null spaces (computed once per model).
+    """Context templates and null spaces, computed once per model; see :func:`prepare_facts`."""
+    templates = prepare_facts(session, facts, config.layers, config.context_seed, progress)
+    return templates, null_spaces(session.model, config, config.layers, progress)
+
+
+def prepare_facts(
+    session: EditSession, facts: Sequence[Fact], layers: Sequence[int], context_seed: int, progress: Progress
+) -> tuple[str, ...]:
+    """Check layers and facts against the model; fetch the context templates.
 
     Raises:
         FactError: a fact does not fit the model's context.
         ModelError: the model lacks a layer.
     """
-    layers = session.model.check_layers(config.layers)
-    templates = context_templates(session.model, config.context_seed, progress)
+    session.model.check_layers(layers)
+    templates = context_templates(session.model, context_seed, progress)
     for fact in facts:
         require_fits(session.model.tokenizer, fact, session.model.context_length, templates)
-    return templates, null_spaces(session.model, config, layers, progress)
+    return templates
+
+
+def second_moments(
+    model: EditableModel, statistics: StatisticsConfig, layers: Sequence[int], progress: Progress
+) -> Mapping[int, Float[Tensor, "d_mlp d_mlp"]] | None:
+    """Per layer ``C = E[k k^T]`` over the statistics' text; None where there is no text."""
+    if statistics.text == "none":
+        return None
+    return collect_statistics(model, statistics, layers, progress).second_moment
 
 
 def null_spaces(
@@ -129,7 +151,7 @@ def find_targets(
     session: EditSession,
     facts: Sequence[Fact],
     templates: Sequence[str],
-    config: ClosedFormConfig,
+    config: LayersConfig,
     progress: Progress,
     plain: bool = False,
 ) -> list[Target]:
@@ -149,9 +171,9 @@ def write_layers(
     facts: Sequence[Fact],
     targets: Sequence[Target],
     templates: Sequence[str],
-    spaces: Mapping[int, NullSpace],
+    spaces: Mapping[int, NullSpace] | LayerSolver,
     masks: Mapping[int, Float[Tensor, " d_mlp"]],
-    config: ClosedFormConfig,
+    config: LayersConfig,
     progress: Progress,
     watch: Stopwatch,
     plain: bool = False,
@@ -159,15 +181,17 @@ def write_layers(
     """The layer loop. Changes live in a scratch that ends with this function.
 
     Args:
+        spaces: how each layer is solved for. Null spaces stand for AlphaEdit's ridge inside them, with the ridge of
+            ``config``, which is then a :class:`ClosedFormConfig`.
         masks: per layer what multiplies each neuron's update; layers without one are written whole.
-        plain: whole prompts for every layer's keys, dense solves, and the history's keys collected anew: the
-            published procedure step by step, the twin in tests.
+        plain: whole prompts for every layer's keys, dense solves for null spaces, and the history's keys collected
+            anew: the published procedure step by step, the twin in tests.
     """
     layers = config.layers
     z = torch.stack([target.z for target in targets], dim=1)
     scratch: dict[int, Tensor] = {}
     patches, details, history = [], [], {}
-    solve = _solve_densely if plain else EditSession.solve_update
+    solver = spaces if isinstance(spaces, LayerSolver) else _null_space_solver(session, spaces, config, plain)
     with watch.stage("keys"):
         make = PlainKeys if plain else key_source
         source: KeySource = make(session, facts, layers, templates)
@@ -177,7 +201,7 @@ def write_layers(
             found = source.at(layer, scratch)
         R = (z - found.output) / (len(layers) - done)
         with watch.stage("solve"):
-            left, right = solve(session, layer, found.K, R, spaces[layer], config.ridge)
+            left, right = solver.solve(layer, found.K, R)
             solved = factored_norm(left, right)
             if layer in masks:
                 left = left * masks[layer].to(left)[:, None]
@@ -188,7 +212,7 @@ def write_layers(
         details.append(
             {
                 "layer": layer,
-                "null_space_kept": spaces[layer].kept_share,
+                **solver.figures(layer),
                 "residual_norm": float(R.norm()),
                 "solved_norm": solved,
                 "written_norm": factored_norm(left, right),
@@ -201,20 +225,44 @@ def write_layers(
     return Written(tuple(patches), history, {"layers": details, "ran": ran})
 
 
-def factored_norm(left: Float[Tensor, "d_mlp fact"], right: Float[Tensor, "fact d_model"]) -> float:
+def edit_of(
+    method: str,
+    config: Config,
+    facts: Sequence[Fact],
+    written: Written,
+    targets: Sequence[Target],
+    templates: Sequence[str],
+    watch: Stopwatch,
+    masks: Mapping[int, Float[Tensor, " d_mlp"]] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Edit:
+    """What a method hands back, put together from what the loop computed."""
+    return Edit(
+        method=method,
+        config=config.model_dump(mode="json"),
+        facts=tuple(facts),
+        patches=written.patches,
+        keys=written.keys,
+        masks=masks or {},
+        seconds=watch.seconds,
+        details={
+            **written.details,
+            **(details or {}),
+            "target_probability": [target.probabilities[-1] for target in targets],
+            "target_steps": [len(target.losses) for target in targets],
+            "templates": list(templates),
+        },
+    )
+
+
+def factored_norm(left: Float[Tensor, "d_mlp rank"], right: Float[Tensor, "rank d_model"]) -> float:
     """Frobenius norm of ``left @ right``, without forming it: ``tr(L^T L R R^T)`` under the root."""
     return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
 
 
-def _solve_densely(
-    session: EditSession,
-    layer: int,
-    K: Float[Tensor, "d_mlp fact"],
-    R: Float[Tensor, "d_model fact"],
-    space: NullSpace,
-    ridge: float,
-) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, "d_model d_model"]]:
-    """The plain twin of :meth:`EditSession.solve_update`: a D x D solve, its result a factor of its own."""
-    P = space.project(torch.eye(space.d_mlp, dtype=exact_dtype(K), device=K.device))
-    X = ridge_solve(K, R, session.history_keys(layer), P, ridge)
-    return X, torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
+def _null_space_solver(
+    session: EditSession, spaces: Mapping[int, NullSpace], config: LayersConfig, plain: bool
+) -> LayerSolver:
+    if not isinstance(config, ClosedFormConfig):
+        raise TypeError(f"null spaces are solved in with a ridge, which {type(config).__name__} has not")
+    return (DenseRidge if plain else NullSpaceRidge)(session, spaces, config.ridge)

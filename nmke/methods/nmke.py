@@ -2,12 +2,19 @@
 
 Attribution runs once per edit, on the edit prompt and its five contexts, before any layer is changed; every layer has
 its own mask. The history receives the full, unmasked keys, as in the authors' code.
+
+Beyond the paper, for the same masks (:mod:`nmke.methods.solvers`):
+
+- ``mask_acts="in the solve"``: the update is solved for the selected neurons alone, with their keys, their history and
+  their part of the second moment, instead of solving for all and throwing a part of the solution away.
+- ``protection="prior"``: ordinary text weighs against the update by ``prior_weight * C``, as in MEMIT, where the null
+  space forbids directions altogether.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from nmke.attribution import AttributionConfig, attribute, prompts_of
@@ -18,11 +25,17 @@ from nmke.methods.base import Method
 from nmke.methods.closed_form import (
     ClosedFormConfig,
     Stopwatch,
+    edit_of,
     find_targets,
     guess_layers,
-    prepare,
+    null_spaces,
+    prepare_facts,
+    second_moments,
     write_layers,
 )
+from nmke.methods.memit import needs_text
+from nmke.methods.solvers import LayerSolver, NullSpaceRidge, PriorRidge, SelectedRidge
+from nmke.moments import NullSpace
 from nmke.progress import Progress
 from nmke.session import EditSession
 
@@ -34,6 +47,31 @@ class NMKEConfig(ClosedFormConfig):
         AttributionConfig(), title="Attribution", description="How neurons are scored."
     )
     mask: MaskConfig = Field(MaskConfig(), title="Mask", description="Which neurons the update is kept for.")
+    mask_acts: Literal["on the update", "in the solve"] = Field(
+        "on the update",
+        title="Mask acts",
+        description="'on the update' solves for all neurons and keeps the selected ones' part (as published). 'in the "
+        "solve' solves for the selected neurons alone, which reaches the target better; of a soft mask, every neuron "
+        "with a weight above 0 counts as selected.",
+    )
+    protection: Literal["null space", "prior"] = Field(
+        "null space",
+        title="Protection",
+        description="'null space' keeps the update out of directions that ordinary text uses (as published). 'prior' "
+        "weighs ordinary text against the update instead, as MEMIT does; the threshold is then not used.",
+    )
+    prior_weight: float = Field(
+        15.0,
+        gt=0,
+        title="Prior weight",
+        description="How much ordinary text weighs with the prior; larger writes more timidly.",
+    )
+
+    @model_validator(mode="after")
+    def _a_prior_has_its_text(self) -> "NMKEConfig":
+        if self.protection == "prior":
+            needs_text(self.statistics, "the prior")
+        return self
 
 
 class NMKE(Method):
@@ -56,31 +94,45 @@ class NMKE(Method):
         watch = Stopwatch()
         with watch.stage("total"):
             with watch.stage("statistics"):
-                templates, spaces = prepare(session, facts, config, progress)
+                templates = prepare_facts(session, facts, config.layers, config.context_seed, progress)
+                protection = _protection(session, config, progress)
             with watch.stage("attribution"):
                 masks = find_masks(session, facts, templates, config, progress)
             with watch.stage("target"):
                 targets = find_targets(session, facts, templates, config, progress)
             weights = {layer: mask.weights for layer, mask in masks.items()}
+            if config.mask_acts == "in the solve":
+                weights = {layer: (weight > 0).float() for layer, weight in weights.items()}
+            solver = _solver(session, config, protection, weights)
             written = write_layers(
-                session, facts, targets, templates, spaces, weights, config, progress, watch
+                session, facts, targets, templates, solver, weights, config, progress, watch
             )
-        return Edit(
-            method=self.name,
-            config=config.model_dump(mode="json"),
-            facts=tuple(facts),
-            patches=written.patches,
-            keys=written.keys,
-            masks=weights,
-            seconds=watch.seconds,
-            details={
-                **written.details,
-                "masks": {layer: describe_mask(mask) for layer, mask in masks.items()},
-                "target_probability": [target.probabilities[-1] for target in targets],
-                "target_steps": [len(target.losses) for target in targets],
-                "templates": list(templates),
-            },
+        described = {layer: describe_mask(mask) for layer, mask in masks.items()}
+        return edit_of(
+            self.name, config, facts, written, targets, templates, watch, weights, {"masks": described}
         )
+
+
+def _protection(
+    session: EditSession, config: NMKEConfig, progress: Progress
+) -> Mapping[int, NullSpace] | Mapping[int, Tensor] | None:
+    """Null spaces of whole layers, or the second moments that the other solves start from."""
+    if config.mask_acts == "on the update" and config.protection == "null space":
+        return null_spaces(session.model, config, config.layers, progress)
+    return second_moments(session.model, config.statistics, config.layers, progress)
+
+
+def _solver(
+    session: EditSession, config: NMKEConfig, protection: Any, weights: Mapping[int, Tensor]
+) -> LayerSolver:
+    by_prior = config.protection == "prior"
+    if config.mask_acts == "in the solve":
+        selected = {layer: weight > 0 for layer, weight in weights.items()}
+        threshold = None if by_prior else config.null_space_threshold
+        return SelectedRidge(session, selected, protection, config.ridge, threshold, config.prior_weight)
+    if by_prior:
+        return PriorRidge(protection, config.prior_weight, config.ridge, session)
+    return NullSpaceRidge(session, protection, config.ridge)
 
 
 def find_masks(

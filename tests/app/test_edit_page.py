@@ -18,6 +18,7 @@ from dashboard.edit_history import history_table, zip_session
 from dashboard.facts_report import answer_html, answer_table, say_score
 from nmke.edit import Edit, WeightPatch
 from nmke.errors import SessionError
+from nmke.methods import methods
 from nmke.methods.nmke import NMKE
 from nmke.session import EditSession
 from tests.app.working_app import FACTS, TEXT, open_page, said, state_of, wait
@@ -69,6 +70,22 @@ def test_before_an_edit_every_tab_says_what_comes_there(page: AppTest) -> None:
 
 def test_the_preset_says_whether_it_was_measured(page: AppTest) -> None:
     assert "Guessed for this model" in page.warning[0].value
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(methods()) if name != "nmke"])
+def test_every_other_method_has_its_form_and_applies_from_it(page: AppTest, name: str) -> None:
+    page.selectbox(key="edit.method").set_value(name).run()
+    assert not page.exception
+    page.button(key="edit.apply").click().run()
+    page = wait(page)
+    assert not page.exception
+    if name == "kn" and not _session(page).version:
+        assert "share no neuron" in said(page)
+        return
+    assert _session(page).version == 1
+    table = history_table(_session(page))
+    assert table["method"].tolist() == [methods()[name].title]
+    assert table["layers"][0] and table["seconds"][0] > 0
 
 
 def test_an_edit_is_applied_and_shown_before_and_after(edited: AppTest) -> None:

@@ -13,6 +13,7 @@ from nmke.edit import Edit
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
 from nmke.masks import build_mask, standardise
+from nmke.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from nmke.methods.closed_form import Stopwatch, find_targets, write_layers
 from nmke.methods.nmke import NMKEConfig, find_masks
 from nmke.metrics import answer_all
@@ -153,3 +154,24 @@ def test_a_whole_edit_with_the_identity_projection_is_the_published_one(
             after = answer_all(smollm2, [(fact.prompt, fact.target_new)])[0]
         assert after.log_probability == pytest.approx(float(expected["post_logprob_target"]), abs=2e-3)
         session.undo()
+
+
+@pytest.mark.slow
+def test_alphaedits_plan_with_the_identity_projection_is_the_published_edit(
+    golden: Path, manifest: dict[str, Any], smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = manifest["facts"][0]
+    fact = Fact(raw["prompt"], raw["subject"], raw["target_new"])
+    templates = tuple(text for group in manifest["context_templates"] for text in group)
+    monkeypatch.setattr("nmke.methods.closed_form.context_templates", lambda *_: templates)
+    expected = np.load(golden / "edit_P_identity_alphaedit_edit0.npz")
+    session = EditSession(smollm2)
+    edit = AlphaEdit().plan(session, [fact], AlphaEditConfig.make(statistics={"text": "none"}), Silent())
+    assert edit.layers == (4, 5, 6, 7, 8) and edit.details["templates"] == list(templates)
+    for number, patch in enumerate(edit.patches):
+        update = np.outer(expected["u"][number], expected["resid"][number])
+        assert np.abs(patch.matrix().numpy() - update).max() < 1e-3 * np.abs(update).max()
+    session.apply(edit)
+    with session.active():
+        after = answer_all(smollm2, [(fact.prompt, fact.target_new)])[0]
+    assert after.log_probability == pytest.approx(float(expected["post_logprob_target"]), abs=2e-3)

@@ -65,7 +65,8 @@ def fails_in_one_line(result: Result, words: str) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["fetch", "models", "methods", "neurons", "edit", "NMKE_HOME"]),
+        ((), ["fetch", "models", "methods", "neurons", "edit", "lifelong", "NMKE_HOME"]),
+        (("lifelong",), ["--data", "--methods", "--entrant", "--eval-at", "--seeds", "--out"]),
         (("fetch",), ["smollm2-135m", "wikipedia"]),
         (("models",), ["cached"]),
         (("methods",), ["methods"]),

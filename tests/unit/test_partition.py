@@ -1,5 +1,6 @@
 """Sampled log-partitions against the sum over every token, on synthetic vocabularies large enough to draw from."""
 
+import dataclasses
 import math
 
 import pytest
@@ -71,8 +72,13 @@ def everything(tilts: Tilts) -> torch.Tensor:
 def test_the_sum_over_every_token_is_right_on_two_tokens_worked_out_by_hand() -> None:
     # p = (1/4, 3/4), a = (1, 0), c = ln 3: E[exp(c a)] = 3/4 + 3/4 = 3/2; the centre is 1/4.
     U, p = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.25, 0.75]])
+    none_far = torch.empty(1, 0, dtype=torch.long), torch.empty(1, 0)
     tilts = Tilts(
-        torch.ones(1, 1), torch.tensor([[math.log(3)]]), p, p @ U, Reach(torch.zeros(1), torch.ones(1))
+        torch.ones(1, 1),
+        torch.tensor([[math.log(3)]]),
+        p,
+        p @ U,
+        Reach(torch.zeros(1), torch.ones(1), *none_far),
     )
     expected = math.log(1.5) - math.log(3) / 4
     assert float(by_sum(tilts, U, everything(tilts), 8)) == pytest.approx(expected, abs=1e-6)
@@ -89,10 +95,14 @@ def test_the_sum_over_every_token_equals_the_plain_one_however_far_the_logits_mo
 
 def test_only_what_is_asked_is_computed() -> None:
     tilts, U = make_tilts(1)
+    anchor = Anchor.at(tilts.p.mean(0), U)
     asked = everything(tilts)
     asked[0] = False
     asked[1, 3:] = False
-    for found in (by_sum(tilts, U, asked, 7), by_sample(tilts, U, draw_tokens(tilts.p, 900, 0), asked)[0]):
+    for found in (
+        by_sum(tilts, U, asked, 7),
+        by_sample(tilts, U, anchor, draw_tokens(tilts.p, 900, 0), asked)[0],
+    ):
         assert torch.equal(found.isnan(), ~asked)
 
 
@@ -126,7 +136,7 @@ def test_estimates_are_unbiased_over_seeds() -> None:
     anchor, truth = Anchor.at(tilts.p.mean(0), U), plain(tilts, U)
     for estimate in (
         lambda draw: by_moments(tilts, U, anchor, draw)[0],
-        lambda draw: by_sample(tilts, U, draw, everything(tilts))[0],
+        lambda draw: by_sample(tilts, U, anchor, draw, everything(tilts))[0],
     ):
         found = torch.stack([estimate(draw_tokens(tilts.p, 400, seed)) for seed in range(100)])
         standard_error = found.std(0) / 100**0.5
@@ -144,16 +154,71 @@ def test_no_estimate_is_farther_off_than_its_bound_says(
     anchor, truth = Anchor.at(tilts.p.mean(0), U), plain(tilts, U)
     for value, bound in (
         by_moments(tilts, U, anchor, draw_tokens(tilts.p, 300, seed)),
-        by_sample(tilts, U, draw_tokens(tilts.p, 900, seed), everything(tilts)),
+        by_sample(tilts, U, anchor, draw_tokens(tilts.p, 900, seed), everything(tilts)),
     ):
         known = bound.isfinite()
         assert ((value - truth).abs() <= bound + 1e-5)[known].all()
 
 
+def without_far(tilts: Tilts) -> Tilts:
+    """The same question with no token known by name."""
+    reach = tilts.reach
+    none = Reach(reach.lowest, reach.highest, reach.far[:, :0], reach.far_moves[:, :0])
+    return dataclasses.replace(tilts, reach=none)
+
+
 def test_a_rare_token_moved_very_far_is_not_trusted_to_the_draw() -> None:
     tilts, U = make_tilts(7, strength=2.0, heavy=5)
+    tilts = without_far(tilts)
     _, bound = by_moments(tilts, U, Anchor.at(tilts.p.mean(0), U), draw_tokens(tilts.p, 300, 0))
     assert (bound[:, :5].amax(0) > 1e-2).all()
+
+
+@pytest.mark.parametrize("size", [300, V])
+def test_the_share_of_the_far_tokens_is_their_sum_written_out_in_float64(size: int) -> None:
+    tilts, U = make_tilts(7, strength=2.0, heavy=5)
+    centre = tilts.mean.double().mean(0)
+    for prompt, neuron in ((0, 0), (1, 3), (2, 17)):
+        x, c = tilts.directions[neuron].double(), float(tilts.amounts[prompt, neuron])
+        expected = 0.0
+        for token in tilts.reach.far[neuron].tolist():
+            t = c * float(x @ (U[token].double() - centre))
+            expected += float(tilts.p[prompt, token]) * (math.exp(t) - 1 - t)
+        assert float(tilts.far[prompt, neuron]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    # The draw leaves out exactly those, whether it drew them or not.
+    draw, neurons = draw_tokens(tilts.p, size, 0), torch.arange(D_MLP)
+    far = torch.zeros(D_MLP, V, dtype=torch.bool).scatter_(1, tilts.reach.far, True)[:, draw.tokens]
+    assert torch.equal(tilts.moves(neurons, U, draw) == 0, far)
+
+
+def test_far_tokens_spare_the_whole_vocabulary_where_tails_are_heavy() -> None:
+    tilts, U = make_tilts(14, 4, strength=0.05, heavy=D_MLP)
+    tilts = dataclasses.replace(tilts, amounts=tilts.amounts.sign() * tilts.amounts.abs().sqrt())
+    anchor, bare = Anchor.at(tilts.p.mean(0), U), without_far(tilts)
+    summed = {}
+    for name, asked in (("far", tilts), ("bare", bare)):
+        value, bound = log_partition(asked, U, anchor, 1e-3, (800, 2500), 0, 16)
+        assert ((value - plain(tilts, U)).abs() <= 1e-3).all()
+        summed[name] = float((bound == 0).float().mean())
+    assert summed["far"] < summed["bare"] / 2 and summed["bare"] > 0.2
+
+
+def test_leaning_on_the_anchor_lowers_the_bounds_of_the_larger_draw_where_prompts_are_alike() -> None:
+    tilts, U = make_tilts(16, 4, alike=0.05)
+    draw, asked = draw_tokens(tilts.p, 900, 0), everything(tilts)
+    # An anchor without weight leaves only the draw to go by.
+    none = Anchor(torch.zeros(V), torch.zeros(D_MODEL), torch.zeros(D_MODEL, D_MODEL))
+    leaning = by_sample(tilts, U, Anchor.at(tilts.p.mean(0), U), draw, asked)[1]
+    alone = by_sample(tilts, U, none, draw, asked)[1]
+    assert (leaning <= alone).all()
+    assert leaning.median() < alone.median() / 2
+
+
+def test_an_exponential_that_overflows_is_summed_over_every_token() -> None:
+    tilts, U = make_tilts(15, strength=40.0, heavy=D_MLP)
+    assert not tilts.far.isfinite().all()
+    value, _ = log_partition(tilts, U, Anchor.at(tilts.p.mean(0), U), 1e-3, (400, 1500), 0, 16)
+    assert torch.allclose(value, plain(tilts, U), atol=1e-3, rtol=1e-4)
 
 
 def test_the_bound_shrinks_as_more_tokens_are_drawn() -> None:
@@ -215,5 +280,10 @@ def test_widened_reach_holds_after_a_change(size: float) -> None:
     tilts, U = make_tilts(13)
     change = size * torch.randn_like(tilts.directions)
     widened, measured = widen(tilts.reach, change, U), measure(tilts.directions + change, U, 9, Silent())
+    moved = (tilts.directions + change) @ U.T
+    assert torch.allclose(widened.far_moves, moved.gather(1, tilts.reach.far), atol=1e-4)
+    others = torch.ones_like(moved, dtype=torch.bool).scatter_(1, widened.far, False)
+    assert (widened.highest_rest >= moved.masked_fill(~others, -torch.inf).amax(1) - 1e-5).all()
+    assert (widened.lowest_rest <= moved.masked_fill(~others, torch.inf).amin(1) + 1e-5).all()
     assert (widened.highest >= measured.highest - 1e-5).all()
     assert (widened.lowest <= measured.lowest + 1e-5).all()

@@ -343,3 +343,23 @@ def test_a_restored_session_has_the_weights_keys_and_digest_of_the_one_it_was_ta
     again.undo()
     with pytest.raises(SessionError, match="settled"):
         again.undo()
+
+
+def test_trying_an_edit_computes_what_applying_it_will_and_leaves_no_trace(tiny: LoadedModel) -> None:
+    session, edit, loaded = EditSession(tiny), make_edit(tiny), final(tiny)
+    session.apply(make_edit(tiny, 1))
+    with session.trying(edit):
+        tried = final(tiny)
+    assert (session.version, len(session.edits)) == (1, 1)
+    assert torch.equal(final(tiny), loaded)
+    session.apply(edit)
+    with session.active():
+        assert torch.equal(final(tiny), tried)
+
+
+def test_trying_an_edit_that_is_not_finite_is_refused(tiny: LoadedModel) -> None:
+    with (
+        pytest.raises(EditError, match="not finite"),
+        EditSession(tiny).trying(make_edit(tiny, size=float("inf"))),
+    ):
+        pass
