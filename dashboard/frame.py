@@ -20,6 +20,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "facts": ("../pages/facts.py", "Facts"),
     "neurons": ("../pages/neurons.py", "Neurons"),
     "edit": ("../pages/edit.py", "Edit"),
+    "benchmark": ("../pages/benchmark.py", "Benchmark"),
 }
 
 

@@ -176,17 +176,23 @@ def next_token_table(model: EditableModel, prompt: str, k: int = 5) -> list[tupl
 
 @torch.no_grad()
 def answer_all(model: EditableModel, asked: Sequence[tuple[str, str]]) -> list[Answer]:
-    """Teacher-force each (prompt, target) pair in one forward pass; an empty target asks for the next token only."""
+    """Teacher-force each (prompt, target) pair in one forward pass; an empty target asks for the next token only.
+
+    What one pair's tokens say is also read for pairs that begin like it: nothing depends on later tokens.
+    """
     if not asked:
         return []
     prompts = [encode(model.tokenizer, prompt) for prompt, _ in asked]
     targets = [
         encode_continuation(model.tokenizer, prompt, target) if target else [] for prompt, target in asked
     ]
-    batch = pad([p + t[:-1] for p, t in zip(prompts, targets, strict=True)], pad_id(model.tokenizer))
-    final = _final(model, batch)
+    texts = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
+    row_of = longest_of(texts)
+    rows = list(dict.fromkeys(row_of.values()))
+    final = _final(model, pad([list(row) for row in rows], pad_id(model.tokenizer)))
     answers = []
-    for row, ((prompt, target), ids, forced) in enumerate(zip(asked, prompts, targets, strict=True)):
+    for text, (prompt, target), ids, forced in zip(texts, asked, prompts, targets, strict=True):
+        row = rows.index(row_of[text])
         places = slice(len(ids) - 1, len(ids) - 1 + max(1, len(forced)))
         log_p = model.logits(final[row, places]).log_softmax(-1).cpu()
         argmax = tuple(log_p.argmax(-1).tolist())
@@ -194,6 +200,16 @@ def answer_all(model: EditableModel, asked: Sequence[tuple[str, str]]) -> list[A
         hits = tuple(a == b for a, b in zip(argmax, forced or argmax, strict=True))
         answers.append(Answer(prompt, target, argmax, hits, float(torch.tensor(own[0]).exp()), sum(own)))
     return answers
+
+
+def longest_of(texts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Each text's longest extension among the texts; itself where none begins with it."""
+    ordered = sorted(set(texts))
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    # In this order a text stands right before its extensions, so it has one exactly if the next begins with it.
+    for text, following in zip(reversed(ordered), [(), *reversed(ordered)], strict=False):
+        found[text] = found[following] if text and following[: len(text)] == text else text
+    return found
 
 
 def _final(model: EditableModel, batch: Batch) -> Float[Tensor, "prompt position d_model"]:

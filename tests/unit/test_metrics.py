@@ -13,6 +13,7 @@ from nmke.metrics import (
     FactMeasure,
     answer_all,
     compare,
+    longest_of,
     mean_scores,
     measure_fact,
     next_token_table,
@@ -153,3 +154,31 @@ def test_one_call_edits_and_reports(llama: LoadedModel, cache: object) -> None:
     report = edit_facts(session, [FACT], config=config, generate_tokens=2)[0]
     assert session.version == 1
     assert report.after.new.log_probability > report.before.new.log_probability
+
+
+def test_a_text_is_read_from_its_longest_extension() -> None:
+    texts = [(1, 2), (1, 2, 3), (1, 2, 3, 4), (1, 2, 9), (1, 20), (2,), (1, 2)]
+    found = longest_of(texts)
+    assert found == {
+        (1, 2): (1, 2, 3, 4),
+        (1, 2, 3): (1, 2, 3, 4),
+        (1, 2, 3, 4): (1, 2, 3, 4),
+        (1, 2, 9): (1, 2, 9),
+        (1, 20): (1, 20),
+        (2,): (2,),
+    }
+
+
+def test_answers_read_from_a_longer_text_are_those_read_alone(tiny: LoadedModel) -> None:
+    prompt = FACT.prompt
+    asked = [
+        (prompt, ""),
+        (prompt, "the boat"),
+        (prompt, "Paris"),
+        (prompt + " the", "boat"),
+        ("A cat", "says"),
+    ]
+    for together, pair in zip(answer_all(tiny, asked), asked, strict=True):
+        alone = answer_all(tiny, [pair])[0]
+        assert (together.argmax, together.hits) == (alone.argmax, alone.hits)
+        assert together.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
