@@ -37,10 +37,13 @@ def save_session(session: EditSession, folder: Path) -> Path:
     if folder.exists() and not (folder / _RECORD).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise SessionError(f"{folder.name} holds something that is no edit bundle.", "Choose a new folder.")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _tensors(session.edits).items()}
+    aliases = _aliases(tensors)
     with written_atomically(folder) as temporary:
         temporary.mkdir(parents=True)
-        save_file(tensors, temporary / _TENSORS)
-        text = json.dumps(_record(session), indent=1, ensure_ascii=False)
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if name not in aliases}, temporary / _TENSORS
+        )
+        text = json.dumps({**_record(session), "aliases": aliases}, indent=1, ensure_ascii=False)
         (temporary / _RECORD).write_text(text, encoding="utf-8")
         _require_same(tensors, session, temporary)
     return folder
@@ -84,6 +87,7 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Edit]]:
                 "Open it with the version that wrote it.",
             )
         tensors = load_file(folder / _TENSORS) if record["edits"] else {}
+        tensors |= {name: tensors[first] for name, first in record.get("aliases", {}).items()}
         return record, [_edit(number, entry, tensors) for number, entry in enumerate(record["edits"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as problem:
         raise SessionError(
@@ -105,6 +109,17 @@ def _tensors(edits: tuple[Edit, ...]) -> dict[str, Tensor]:
             for name, tensor in module.tensors.items():
                 named[f"{number}.{module.layer}.module.{name}"] = tensor
     return named
+
+
+def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are another's, and that one's name: modules hand on what an edit did not change."""
+    first: dict[tuple[object, ...], str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        known = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.dtype), name)
+        if known != name and tensor.numel():
+            aliases[name] = known
+    return aliases
 
 
 def _record(session: EditSession) -> dict[str, Any]:

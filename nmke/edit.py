@@ -32,7 +32,8 @@ class WeightPatch:
 
     def added_to(self, W_out: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
         """The changed down projection, a new float32 tensor where ``W_out`` lies."""
-        return W_out + self.matrix().to(W_out.device)
+        # Multiplied where the matrix lies: a saved edit's factors come back on the CPU, which rounds differently.
+        return W_out + self.left.to(W_out.device) @ self.right.to(W_out.device)
 
     @property
     def neurons(self) -> int:

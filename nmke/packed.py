@@ -5,9 +5,14 @@ time rearranging the weights, each time anew. oneDNN can rearrange them once; me
 the product. It costs a second and, for gradients, a third copy of the weights, so only layers that gradients run
 through are packed, and only where the copies are small (:data:`MOST_BYTES`).
 
+Maps of one input, such as the queries, keys and values of an attention, are laid out as one: fewer and larger products,
+measured a tenth of a step. Which maps those are is seen in the first pass, so no architecture is named.
+
 The plain form is ``torch.nn.functional.linear``; it is what runs everywhere else, and wherever torch lacks the kernel.
 """
 
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,9 +38,15 @@ def pack_linears(model: nn.Module) -> None:
     copies = sum(2 * part.weight.numel() * part.weight.element_size() for _, _, part in linears)
     if copies > MOST_BYTES or not is_available():
         return
+    beside: dict[int, list[PackedLinear]] = {}
     for owner, name, part in linears:
         if part.weight.device.type == "cpu" and part.weight.dtype == torch.float32:
-            setattr(owner, name, PackedLinear(part))
+            packed = PackedLinear(part)
+            setattr(owner, name, packed)
+            beside.setdefault(id(owner), []).append(packed)
+    for parts in beside.values():
+        for kind in {part.kind for part in parts}:
+            _Neighbours([part for part in parts if part.kind == kind])
 
 
 def is_available() -> bool:
@@ -53,25 +64,91 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self._source: Tensor | None = None
-        self._forth: Any = None
-        self._back: Any = None
+        self.neighbours = _Neighbours([self])
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What maps must share to be laid out as one: the width they read, and whether they have a bias."""
+        return self.weight.shape[1], self.bias is None
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         few = x.numel() <= MOST_ROWS * x.shape[-1]
         if not (few and x.requires_grad and torch.is_grad_enabled()):
             return nn.functional.linear(x, self.weight, self.bias)
-        self._repack()
-        out: Tensor = _PackedProduct.apply(x.reshape(-1, x.shape[-1]), self._forth, self._back, self.bias)
-        return out.view(*x.shape[:-1], -1)
+        return self.neighbours.product(self, x)
 
-    def _repack(self) -> None:
-        """Pack anew when a session put other weights in force; holding the source keeps its address from reuse."""
-        weight = self.weight.data
-        if self._source is not None and self._source.data_ptr() == weight.data_ptr():
-            return
-        self._source = weight
+
+class _Neighbours:
+    """Maps of one module that might read one input: each goes alone until it is seen which do."""
+
+    def __init__(self, parts: Sequence[PackedLinear]) -> None:
+        self._parts = list(parts)
+        self._seen: dict[PackedLinear, int] = {}
+        self._layouts: dict[PackedLinear, _Layout] = {part: _Layout([part]) for part in parts}
+        for part in parts:
+            # Past nn.Module's bookkeeping: the neighbours are no parts of this part.
+            object.__setattr__(part, "neighbours", self)
+        self._input: Tensor | None = None
+
+    def product(self, part: PackedLinear, x: Tensor) -> Tensor:
+        if len(self._seen) < len(self._parts):
+            self._watch(part, x)
+        return self._layouts[part].product(part, x)
+
+    def _watch(self, part: PackedLinear, x: Tensor) -> None:
+        if part in self._seen:  # a second pass began before every map was asked
+            self._seen.clear()
+            self._input = None
+        number = max(self._seen.values(), default=0)
+        self._seen[part] = number if self._input is x else number + 1
+        self._input = x
+        if len(self._seen) == len(self._parts):
+            self._input = None
+            for one in set(self._seen.values()):
+                group = [each for each, number in self._seen.items() if number == one]
+                self._layouts |= dict.fromkeys(group, _Layout(group))
+
+
+class _Layout:
+    """Packed weights of some maps of one input, and what the maps not yet asked for the last input will answer."""
+
+    def __init__(self, parts: Sequence[PackedLinear]) -> None:
+        self._parts = list(parts)
+        self._sources: list[Tensor] = []
+        self._forth: Any = None
+        self._back: Any = None
+        self._bias: Tensor | None = None
+        self._waiting: dict[PackedLinear, Tensor] = {}
+        self._input: Any = None
+        self._version = -1
+
+    def product(self, part: PackedLinear, x: Tensor) -> Tensor:
+        known = self._input is not None and self._input() is x and self._version == x._version
+        if not (known and part in self._waiting and self._is_current()):
+            self._compute(x)
+        return self._waiting.pop(part)
+
+    def _compute(self, x: Tensor) -> None:
+        if not self._is_current():
+            self._pack()
+        out: Tensor = _PackedProduct.apply(x.reshape(-1, x.shape[-1]), self._forth, self._back, self._bias)
+        answers = out.view(*x.shape[:-1], -1).split([len(part.weight) for part in self._parts], dim=-1)
+        self._waiting = dict(zip(self._parts, answers, strict=True))
+        self._input, self._version = weakref.ref(x), x._version
+
+    def _is_current(self) -> bool:
+        """Whether the weights in force are those laid out; holding these keeps their addresses from reuse."""
+        return len(self._sources) == len(self._parts) and all(
+            source.data_ptr() == part.weight.data_ptr()
+            for source, part in zip(self._sources, self._parts, strict=True)
+        )
+
+    def _pack(self) -> None:
+        self._sources = [part.weight.data for part in self._parts]
+        weight = self._sources[0] if len(self._parts) == 1 else torch.cat(self._sources)
         self._forth, self._back = _pack(weight), _pack(weight.T.contiguous())
+        biases: list[Tensor] = [part.bias for part in self._parts if part.bias is not None]
+        self._bias = torch.cat(biases) if len(biases) > 1 else next(iter(biases), None)
 
 
 class _PackedProduct(torch.autograd.Function):

@@ -89,6 +89,8 @@ def _agrees(model: EditableModel, unhooked: Unhooked) -> bool:
     rows = [[(7 * place + 3) % model.d_vocab for place in range(length)] for length in (9, 6)]
     whole, cut = pad(rows, 0), 4
     wanted = model.run(whole, [("final", -1)])[("final", -1)]
+    # Half-precision layers round differently with other kernels, by a unit or so a layer.
+    limit = max(AGREEMENT, 8 * torch.finfo(wanted.dtype).eps)
     with model.lock:
         past = model.remember(pad([row[:cut] for row in rows], 0), unhooked.network)
         rest = pad([row[cut:] for row in rows], 0)
@@ -98,7 +100,7 @@ def _agrees(model: EditableModel, unhooked: Unhooked) -> bool:
                 return False
             real = batch.mask.bool().to(expected.device)
             found = replay.final(replay.run(replay.entry))[real].float()
-            if (found - expected[real].float()).abs().max() > AGREEMENT * expected[real].float().abs().max():
+            if (found - expected[real].float()).abs().max() > limit * expected[real].float().abs().max():
                 return False
     return True
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from nmke.config import Config
 from nmke.contexts import context_templates
 from nmke.edit import Edit, WeightPatch
+from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.keys import KeySource, PlainKeys, key_source
 from nmke.methods.solvers import DenseRidge, LayerSolver, NullSpaceRidge
@@ -28,7 +29,7 @@ from nmke.moments import NullSpace, StatisticsConfig, collect_statistics
 from nmke.progress import Progress
 from nmke.session import EditSession
 from nmke.target import Target, TargetConfig, optimise_targets
-from nmke.tokens import require_fits
+from nmke.tokens import encode, find_subject_last, require_fits
 
 
 class LayersConfig(Config):
@@ -115,13 +116,26 @@ def prepare_facts(
 
     Raises:
         FactError: a fact does not fit the model's context.
+        EditError: what is written at the last layer cannot reach the answer.
         ModelError: the model lacks a layer.
     """
-    session.model.check_layers(layers)
+    model, last = session.model, session.model.check_layers(layers)[-1]
+    for fact in facts:
+        if last == model.n_layers - 1 and not ends_with_subject(model.tokenizer, fact):
+            raise EditError(
+                f"The last layer's output at {fact.subject!r} is read by no later token, so nothing written there "
+                "changes the answer.",
+                f"Edit layers up to {model.n_layers - 2}, or facts whose prompt ends with the subject.",
+            )
     templates = context_templates(session.model, context_seed, progress)
     for fact in facts:
         require_fits(session.model.tokenizer, fact, session.model.context_length, templates)
     return templates
+
+
+def ends_with_subject(tokenizer: Any, fact: Fact) -> bool:
+    """Whether the answer is read at the subject's last token."""
+    return find_subject_last(tokenizer, fact, "{}") == len(encode(tokenizer, fact.prompt)) - 1
 
 
 def second_moments(

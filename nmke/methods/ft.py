@@ -186,6 +186,8 @@ def tune(
             if losses[-1] < config.stop_loss:
                 break
         final = torch.cat([batch.losses(delta) for batch in batches])
+    if not final.isfinite().all():
+        raise _diverged(", ".join(fact.subject for fact in facts[:3]), len(losses))
     progress.update("fine-tuning", config.steps * len(groups), config.steps * len(groups))
     return Tuned(delta, tuple(losses), final, batches[0].ran)
 
@@ -203,10 +205,7 @@ def _step(
     found, gradient = batch.gradient(delta)
     loss = float(found.mean())
     if not abs(loss) < float("inf"):
-        raise EditError(
-            f"The fine-tuning for {named} diverged at step {number + 1}; nothing was changed.",
-            "Lower the learning rate.",
-        )
+        raise _diverged(named, number + 1)
     if loss >= config.stop_loss:
         delta.grad = gradient + config.weight_decay * (weights + delta)
         optimiser.step()
@@ -214,3 +213,10 @@ def _step(
     if config.norm_constraint:
         delta.clamp_(-config.norm_constraint, config.norm_constraint)
     return loss
+
+
+def _diverged(named: str, step: int) -> EditError:
+    return EditError(
+        f"The fine-tuning for {named} diverged at step {step}; nothing was changed.",
+        "Lower the learning rate.",
+    )

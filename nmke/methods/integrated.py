@@ -126,9 +126,8 @@ def _by_layers(
         with torch.enable_grad():
             leaf = scaled.detach().requires_grad_(True)
             out = replay.run(leaf, layer + 1) if layer < replay.last else leaf
-            p = replay.logits(replay.final(out)[:, 0]).softmax(-1)[:, answer]
-            (gradient,) = torch.autograd.grad(p.sum(), leaf)
-        summed = gradient[:, 0].float().unflatten(0, (-1, steps)).sum(1)
+            gradient = _slope(replay.logits(replay.final(out)[:, 0]), answer, leaf)
+        summed = gradient[:, 0].unflatten(0, (-1, steps)).sum(1)
         activations.append(post[::steps, 0].float())
         found.append(activations[-1] / steps * (summed @ W_out.float().T))
     return torch.stack(found, dim=1), torch.stack(activations, dim=1)
@@ -164,9 +163,20 @@ def _by_prompts(
 
             with torch.enable_grad():
                 final = model.run(batch, [("final", -1)], hooks={(POST, layer): put})[("final", -1)]
-                p = model.logits(final[:, -1]).softmax(-1)[:, answer]
-                (gradient,) = torch.autograd.grad(p.sum(), leaf)
-            scores.append(post.float() / steps * gradient.float().sum(0))
+                gradient = _slope(model.logits(final[:, -1]), answer, leaf)
+            # Layers of one model may lie on several devices.
+            scores.append((post.float() / steps * gradient.sum(0)).cpu())
         rows.append(torch.stack(scores))
-        activations.append(torch.stack([kept[(POST, layer)][0, -1] for layer in layers]))
+        activations.append(torch.stack([kept[(POST, layer)][0, -1].cpu() for layer in layers]))
     return torch.stack(rows), torch.stack(activations)
+
+
+def _slope(logits: Float[Tensor, "row d_vocab"], answer: int, leaf: Tensor) -> Float[Tensor, "row *width"]:
+    """Each row's ``d P(answer) / d leaf`` as ``P * d log P / d leaf``, float32.
+
+    The gradient of a small probability is smaller still: in float16 it would vanish on its way back.
+    """
+    log_p = logits.log_softmax(-1)[:, answer]
+    (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
+    p = log_p.detach().exp().to(gradient.device)
+    return gradient.float() * p.view(-1, *[1] * (gradient.ndim - 1))

@@ -31,7 +31,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from nmke.config import Config
@@ -113,6 +113,12 @@ class KNConfig(Config):
         "published method, which was made for a model whose neurons are never far below zero.",
     )
     context_seed: int = Field(0, ge=0, title="Context seed", description="Seed of the five context texts.")
+
+    @model_validator(mode="after")
+    def _fewest_is_not_above_most(self) -> "KNConfig":
+        if self.fewest > self.most:
+            raise ValueError(f"the fewest neurons, {self.fewest}, are more than the most, {self.most}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,8 @@ def refine(scores: Float[Tensor, "prompt layer d_mlp"], config: KNConfig) -> Ref
         n_chosen = int(chosen.sum())
         if config.fewest <= n_chosen <= config.most or attempt == SHARE_TRIES - 1:
             break
-        share += SHARE_STEP if n_chosen > config.most else -SHARE_STEP
+        # More than all prompts can keep no neuron: however many all of them share, these are found.
+        share = min(share + SHARE_STEP, 1.0) if n_chosen > config.most else share - SHARE_STEP
     neurons = tuple((place, neuron) for place, neuron in chosen.nonzero().tolist())
     return Refined(neurons, share, tuple(kept.sum((1, 2)).tolist()))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nmke.attribution import AttributionConfig, attribute, prompts_of
 from nmke.edit import Edit
+from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.masks import LayerMask, MaskConfig, build_masks
 from nmke.methods.base import Method
@@ -98,6 +99,11 @@ class NMKE(Method):
                 protection = _protection(session, config, progress)
             with watch.stage("attribution"):
                 masks = find_masks(session, facts, templates, config, progress)
+            if not any(mask.count for mask in masks.values()):
+                raise EditError(
+                    "The masks keep no neuron in any layer, so nothing would be written.",
+                    "Raise the shares of neurons selected, or keep another kind of neuron.",
+                )
             with watch.stage("target"):
                 targets = find_targets(session, facts, templates, config, progress)
             weights = {layer: mask.weights for layer, mask in masks.items()}

@@ -148,7 +148,7 @@ def shard_mask(
 
 def mixed_seed(seed: int, number: int) -> int:
     """One seed for each pair of small numbers."""
-    return seed * 1_000_003 + number
+    return (seed * 1_000_003 + number) % 2**63  # a generator takes no more
 
 
 def trim(difference: Float[Tensor, "d_mlp d_model"], density: float) -> Float[Tensor, "d_mlp d_model"]:

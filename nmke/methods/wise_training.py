@@ -253,7 +253,7 @@ def read_outside(
     batch = pad([row[row >= 0].tolist() for row in windows], pad_id(model.tokenizer))
     site = (POST, layer)
     found = model.run(batch, [site], stop_after=layer)[site]
-    return found[batch.mask.bool().to(found.device)].float()
+    return found[batch.mask.bool().to(found.device)].float().to(model.device)
 
 
 @torch.no_grad()
@@ -273,7 +273,7 @@ def read_decoys(
         return torch.zeros(0, model.d_mlp, device=model.device)
     batch, site = encode_batch(model.tokenizer, prompts), (POST, layer)
     found = model.run(batch, [site], stop_after=layer)[site]
-    return found[torch.arange(len(prompts)), batch.last].float()
+    return found[torch.arange(len(prompts)), batch.last].float().to(model.device)
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def train(
     """Gradient descent on one fact in the shard whose turn it is.
 
     Raises:
-        EditError: when the loss stops being finite.
+        EditError: when the loss stops being finite, or the shard answers the edit's own tokens by nothing.
         Cancelled: from ``progress``, between steps.
     """
     start, mask = _shard(forward, before, config)
@@ -337,6 +337,12 @@ def train(
         done = difference.detach()
         own = activation_margin(forward.inputs[0].to(done.device) @ done)
         others = activation_margin(outside @ done)
+    if not 0 < float(own.min()) < float("inf"):
+        # The threshold is a share of this margin; at 0 every token would reach the side memory from then on.
+        raise EditError(
+            f"The training for {note!r} left no margin that could tell its tokens from others; nothing was changed.",
+            "Raise the mask ratio or the learning rate.",
+        )
     return Trained(done, float(own.min()), float(others.max()) if len(others) else None, losses)
 
 

@@ -203,6 +203,16 @@ def test_a_diverging_training_is_refused_with_a_remedy(
         tune(EditSession(llama), FACTS[:1], "target", FTConfig.make(layer=LAYER), Silent())
 
 
+def test_a_last_step_that_breaks_the_model_is_refused(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nmke.methods.forced._LaterLayers.losses", lambda self, delta: torch.tensor([float("nan")])
+    )
+    with pytest.raises(EditError, match="France diverged at step 2"):
+        tune(EditSession(llama), FACTS[:1], "target", FTConfig.make(layer=LAYER, steps=2), Silent())
+
+
 def test_cancelling_whole_prompts_leaves_no_gradient_behind(tiny: LoadedModel) -> None:
     class Third(Progress):
         def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmke.errors import EditError, FactError
+from nmke.errors import ConfigError, EditError, FactError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel, load_model
 from nmke.methods.integrated import integrate_gradients
@@ -121,6 +121,31 @@ def test_the_share_moves_until_few_but_some_neurons_are_left(
     found = refine(shared_by(*counts), KNConfig())
     assert found.neurons == tuple((0, neuron) for neuron in neurons)
     assert found.share == pytest.approx(share)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9, 1.0])
+def test_neurons_that_all_prompts_share_are_found_however_many(share: float) -> None:
+    found = refine(shared_by(*(10,) * 6), KNConfig.make(share=share))
+    assert len(found.neurons) == 6 and found.share == 1.0
+
+
+def test_fewest_above_most_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fewest neurons, 6, are more than the most, 5"):
+        KNConfig.make(fewest=6)
+
+
+def test_a_hardly_possible_answer_is_attributed_in_half_precision_too(tmp_path: Path) -> None:
+    folder, found = str(make_tiny("gpt2", tmp_path)), []
+    exact, half = (load_model(folder, device="cpu", dtype=dtype) for dtype in ("float32", "float16"))
+    ids = prompts_of(exact)[0]
+    final = exact.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    p = exact.logits(final[0, -1]).softmax(-1)
+    answer = int(p.argmin())
+    assert float(p[answer]) < 1e-8
+    for model, plain in ((exact, False), (half, False), (half, True)):
+        scores = integrate_gradients(model, [ids], answer, (0, 2), 4, plain=plain).scores.double().flatten()
+        found.append(scores / scores.norm())
+    assert float(found[0] @ found[1]) > 0.98 and float(found[0] @ found[2]) > 0.98
 
 
 @pytest.mark.parametrize("scale", ["value norm", "none"])

@@ -121,7 +121,8 @@ def test_another_session_on_the_model_never_sees_the_edit(
 
 def test_save_and_load_round_trips(method: Method, tiny: LoadedModel, config: Config, tmp_path: Path) -> None:
     session = EditSession(tiny)
-    session.apply(method.plan(session, FACTS[:1], config, Silent()))
+    for fact in FACTS:  # what a second edit shares with the first is saved and loaded too
+        session.apply(method.plan(session, [fact], config, Silent()))
     session.save(tmp_path / "bundle")
     loaded = EditSession.load(tiny, tmp_path / "bundle")
     assert loaded.digest == session.digest
@@ -211,6 +212,26 @@ def test_an_unknown_method_lists_those_that_exist() -> None:
 
 def test_every_setting_of_every_method_carries_help(method: Method) -> None:
     assert all(field.description for field in method.config_class.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ["nmke", "alphaedit", "memit", "rome"])
+def test_writing_at_the_last_layer_where_no_token_reads_it_is_refused(
+    name: str, llama: LoadedModel, text: Path
+) -> None:
+    config = tiny_config(name, text)
+    last: dict[str, object] = {"layers": (3,)} if "layers" in type(config).model_fields else {"layer": 3}
+    with pytest.raises(EditError, match=r"no later token.*up to 2"):
+        get_method(name).plan(EditSession(llama), FACTS[:1], config.changed(**last), Silent())
+    ends = Fact("We love the land of France", "France", "Rome")
+    assert get_method(name).plan(EditSession(llama), [ends], config.changed(**last), Silent()).layers == (3,)
+
+
+@pytest.mark.parametrize("acts", ["on the update", "in the solve"])
+def test_a_mask_without_neurons_is_refused(llama: LoadedModel, nmke_config: NMKEConfig, acts: str) -> None:
+    nothing = {f"{kind}_{end}": 0.0 for kind in ("general", "specific") for end in ("low", "high")}
+    config = nmke_config.changed(mask_acts=acts, mask={**nothing, "variant": "overlap", "ties": "score"})
+    with pytest.raises(EditError, match="keep no neuron"):
+        NMKE().plan(EditSession(llama), FACTS[:1], config, Silent())
 
 
 def test_unknown_settings_are_refused_at_any_depth() -> None:

@@ -1,5 +1,7 @@
 """Packed linear maps against torch's own."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ def test_other_weights_in_force_are_the_ones_that_compute() -> None:
 def test_nothing_is_packed_without_gradients() -> None:
     packed = PackedLinear(nn.Linear(8, 8).requires_grad_(False))
     packed(torch.randn(2, 8))
-    assert packed._source is None
+    assert not packed.neighbours._layouts[packed]._sources
 
 
 def test_a_model_too_large_for_the_copies_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +64,57 @@ def test_a_torch_without_the_kernels_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("nmke.packed._pack", missing)
     assert not is_available()
+
+
+class Attention(nn.Module):
+    """Three maps of one input and one of another, as in an attention."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, width, bias=bias) for width in (8, 4, 4))
+        self.o = nn.Linear(8, 8, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o(self.q(x) * torch.cat([self.k(x), self.v(x)], -1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [True, False])
+def test_maps_of_one_input_are_laid_out_as_one_and_give_the_same(bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = Attention(bias).requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    pack_linears(packed)
+    for _ in range(3):  # alone while it is seen what belongs together, then as one
+        x = torch.randn(2, 5, 8)
+        one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        for module, given in ((packed, one), (plain, other)):
+            module(given).square().sum().backward()
+        assert torch.allclose(one.grad, other.grad, atol=1e-4)
+        assert torch.allclose(packed(one), plain(other), atol=1e-5)
+    layout = packed.q.neighbours._layouts
+    assert layout[packed.q] is layout[packed.k] is layout[packed.v]
+    assert layout[packed.o] is not layout[packed.q]
+    assert not layout[packed.q]._waiting
+
+
+@needs_kernels
+def test_an_answer_laid_out_as_one_is_never_taken_for_another_input_or_other_weights() -> None:
+    torch.manual_seed(0)
+    plain = Attention(True).requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    pack_linears(packed)
+    inputs = [torch.randn(2, 8, requires_grad=True) for _ in range(3)]
+    packed(inputs[0])
+    packed.q(inputs[1])
+    assert torch.allclose(packed.k(inputs[2]), plain.k(inputs[2]), atol=1e-5)
+    packed.q(inputs[2])
+    changed = torch.randn(4, 8)
+    packed.k.weight.data = changed
+    plain.k.weight.data = changed
+    assert torch.allclose(packed.k(inputs[2]), plain.k(inputs[2]), atol=1e-5)
+    x = torch.randn(2, 8).requires_grad_()
+    packed.q(x)
+    with torch.no_grad():
+        x.add_(1)
+    assert torch.allclose(packed.v(x), plain.v(x), atol=1e-5)

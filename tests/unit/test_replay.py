@@ -222,3 +222,14 @@ def test_z_after_the_last_layer_needs_no_later_layers(llama: LoadedModel) -> Non
     # Adam divides by the gradient's size, so where that is nearly 0 its step magnifies rounding.
     assert torch.allclose(last.z, plain.z, atol=2e-3)
     assert [loss[0] for loss in last.losses] == pytest.approx([loss[0] for loss in plain.losses], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_half_precision_layers_are_replayed_too(kind: str, tmp_path: Path) -> None:
+    half = load_model(str(make_tiny(kind, tmp_path / kind)), device="cpu", dtype="bfloat16")
+    assert half.unhooked is not None
+    config = TargetConfig(steps=4, learning_rate=0.1)
+    found = optimise_targets(half, FACTS[:1], 1, TEMPLATES, config)[0]
+    plain = optimise_targets(half, FACTS[:1], 1, TEMPLATES, config, plain=True)[0]
+    assert found.ran == "later layers"
+    assert found.losses[0][0] == pytest.approx(plain.losses[0][0], rel=0.05)

@@ -206,6 +206,11 @@ def test_shards_without_overlap_share_no_entry_and_use_them_all() -> None:
     assert int(following.sum()) == 300 and not torch.equal(following, masks[0])
 
 
+def test_any_seed_makes_shards() -> None:
+    masks = [shard_mask((40, 30), 0, 0.2, seed, "random") for seed in (10**18, 10**18 + 1)]
+    assert not torch.equal(*masks)
+
+
 def test_random_shards_have_their_ratio_and_overlap_by_chance() -> None:
     first, second = (shard_mask((400, 300), shard, 0.2, 0, "random") for shard in range(2))
     assert float(first.float().mean()) == pytest.approx(0.2, abs=0.005)
@@ -429,7 +434,10 @@ def test_a_later_edit_is_trained_by_replay_as_if_the_memory_there_were_not(
     with session.active(), session.active(modules={2: None}):
         forward = Forward.prepare(tiny, Lesson.of(tiny, FACTS[1], TEMPLATES), 2)
     alone = Forward.prepare(tiny, Lesson.of(tiny, FACTS[1], TEMPLATES), 2)
-    assert torch.equal(forward.inputs, alone.inputs)
+    assert forward.output is not None and alone.output is not None
+    assert torch.equal(forward.output, alone.output)
+    with session.active():  # with the memory in force there is no replay to train by
+        assert Forward.prepare(tiny, Lesson.of(tiny, FACTS[1], TEMPLATES), 2).ran == "whole prompts"
 
 
 def test_beside_another_layers_module_training_runs_whole_prompts_and_says_so(
@@ -514,6 +522,12 @@ def test_training_that_diverges_is_refused(tiny: LoadedModel, config: WISEConfig
     with pytest.raises(EditError, match=r"'France' diverged at step \d.*Lower the learning rate"):
         plan(session, FACTS[0], config.changed(learning_rate=1e38, norm_constraint=1e38))
     assert session.version == 0 and session.modules == {}
+
+
+def test_a_shard_without_entries_is_refused(tiny: LoadedModel, config: WISEConfig) -> None:
+    """Its margin of 0 would be the threshold of every later edit."""
+    with pytest.raises(EditError, match=r"'France' left no margin.*Raise the mask ratio"):
+        plan(EditSession(tiny), FACTS[0], config.changed(mask_ratio=1e-12))
 
 
 def test_a_merge_of_parts_of_shards_is_refused() -> None:
