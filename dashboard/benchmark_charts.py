@@ -34,8 +34,14 @@ PANEL = 190
 LABELLED = 8
 _LABEL = 12
 _GAP = 14.0
-_WIDE = 300.0
-"""Pixels: a label's letters, the least distance of two labels, and about a panel's width."""
+_WIDE = 205.0
+"""Pixels: a label's letters, the least distance of two labels, and the width of one of three panels on a narrow
+screen (1024). On a wider one labels have more room than they need."""
+_BESIDE = 34.0
+_SLIM, _NARROW, _BROAD = ".,:'|()[]ijltfr-1· ", 4.2, 8.8
+"""Pixels: the stub and the symbol before a label; the letters that are slim, their width, and that of capitals."""
+MOST_ROOM = 0.55
+"""The largest share of a panel that labels may take; longer ones stand in a legend."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def curves(
         horizontal_spacing=0.055,
         vertical_spacing=min(0.3, 75 / (rows * (PANEL + 60))) if rows > 1 else 0,
     )
-    labelled = len(look) <= LABELLED
+    room = max((label_room(line, columns) for line in look), default=0.0)
+    labelled = len(look) <= LABELLED and room <= MOST_ROOM
     for place, measure in enumerate(measures):
         row, col = place // columns + 1, place % columns + 1
         means = over_seeds(table, measure.column)
@@ -119,7 +126,7 @@ def curves(
     figure.update_xaxes(
         title={"text": "edits so far (T)", "standoff": 4, "font": {"size": 12}},
         type="log" if log else "linear",
-        range=_x_range(table, log, labelled),
+        range=_x_range(table, log, room if labelled else 0.05),
         tickvals=(ticks := x_ticks(table["T"], log)),
         ticktext=[f"{tick:,}" for tick in ticks],
         tickfont={"size": 12},
@@ -146,7 +153,8 @@ def x_ticks(marks: Iterable[float], log: bool) -> list[int]:
 
 
 def _legend(figure: go.Figure, look: Mapping[str, Look]) -> None:
-    """Too many lines for names at their ends: a legend under the panels, hiding a line hides it everywhere."""
+    """A legend under the panels, for lines that are too many or too long to be named at their ends; hiding one there
+    hides it everywhere."""
     for line, look_ in look.items():
         figure.add_scatter(
             x=[None],
@@ -154,12 +162,12 @@ def _legend(figure: go.Figure, look: Mapping[str, Look]) -> None:
             mode="lines+markers",
             line={"color": look_.colour, "dash": look_.dash, "width": 2},
             marker={"color": look_.colour, "symbol": look_.symbol, "size": 8},
-            name=_escape(shorten(line, 34)),
+            name=escape(shorten(line, 34)),
             legendgroup=line,
             showlegend=True,
             hoverinfo="skip",
         )
-    rows = -(-len(look) // 4)
+    rows = -(-len(look) // 3)
     height = figure.layout.height + 24 * rows
     place = {"y": 0, "yref": "container", "yanchor": "bottom", "x": 0, "entrywidth": 230}
     figure.update_layout(
@@ -168,7 +176,9 @@ def _legend(figure: go.Figure, look: Mapping[str, Look]) -> None:
 
 
 def _titled(measure: Measure) -> str:
-    return f"{measure.title} ({'higher' if measure.better == 'higher' else 'lower'} is better)"
+    if len(measure.title) > 20:  # in full it would reach into the next panel
+        return f"{measure.title}, {'↑' if measure.better == 'higher' else '↓'} better"
+    return f"{measure.title} ({measure.better} is better)"
 
 
 def _smaller_title(note: Any) -> None:
@@ -176,10 +186,17 @@ def _smaller_title(note: Any) -> None:
         note.update(font={"size": 13})
 
 
-def _x_range(table: pd.DataFrame, log: bool, labelled: bool) -> list[float]:
-    """The marks and room for the labels at the lines' ends."""
-    longest = max((len(shorten(line, 18)) for line in table["line"]), default=4)
-    room = min(0.45, (longest * 6.6 + 34) / _WIDE) if labelled else 0.05
+def label_room(line: str, columns: int = COLUMNS) -> float:
+    """The share of a panel, on a narrow screen, that a line's name at its end takes."""
+    signs = shorten(line, 18)
+    text = sum(
+        _NARROW if sign in _SLIM else _BROAD if sign.isupper() or sign in "mw…" else 6.6 for sign in signs
+    )
+    return (_BESIDE + text) / (_WIDE * COLUMNS / columns)
+
+
+def _x_range(table: pd.DataFrame, log: bool, room: float) -> list[float]:
+    """The marks, and the share of the panel that is left for the labels at the lines' ends."""
     marks = [mark for mark in table["T"] if mark > 0] or [1]
     low, high = (math.log10(min(marks)), math.log10(max(marks))) if log else (0.0, float(max(marks)))
     if log and high == low:
@@ -300,7 +317,7 @@ def _labels(
     per_pixel = (y_range[1] - y_range[0]) / PANEL
     heights = [math.log10(value) if y_log else float(value) for value in ends["value"]]
     pixels = [(height - y_range[0]) / per_pixel for height in heights]
-    moved = within(spread(pixels, _GAP), PANEL)
+    moved = within(spread(pixels, _GAP), PANEL - 0.75 * _LABEL)  # half a name high, to clear the title
     for line, mark, height, pixel, place in zip(ends["line"], ends["T"], heights, pixels, moved, strict=True):
         look_ = look[line]
         figure.add_annotation(
@@ -308,7 +325,7 @@ def _labels(
             y=height,
             ax=16,
             ay=pixel - place,
-            text=f'<span style="color:{look_.colour}">{look_.sign}</span> {_escape(shorten(line, 18))}',
+            text=f'<span style="color:{look_.colour}">{look_.sign}</span> {escape(shorten(line, 18))}',
             showarrow=True,
             arrowhead=0,
             arrowwidth=1,
@@ -351,102 +368,6 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def cost(table: pd.DataFrame, look: Mapping[str, Look], data: Mapping[str, Sequence[Any]]) -> go.Figure:
-    """Seconds per edit and peak memory, one bar a line.
-
-    Args:
-        table: one row a line, from ``benchmark_tables.cost_at``.
-        data: what a click on a line's bar hands back.
-    """
-    panels = (("seconds_per_edit", "seconds per edit"), ("peak_memory_mb", "peak memory (MB)"))
-    figure = make_subplots(
-        1, 2, subplot_titles=[title for _, title in panels], shared_yaxes=True, horizontal_spacing=0.06
-    )
-    names = [shorten(line, 24) for line in table["line"]]
-    for col, (name, title) in enumerate(panels, start=1):
-        values, low, high = table[name], table[f"{name}_low"], table[f"{name}_high"]
-        figure.add_bar(
-            x=values.tolist(),
-            y=list(range(len(table))),
-            orientation="h",
-            marker={"color": [look[line].colour for line in table["line"]]},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": (high - values).tolist(),
-                "arrayminus": (values - low).tolist(),
-                "visible": bool((high > low).any()),
-                "color": PLAIN,
-            },
-            text=[say_number(float(value), False) for value in values],
-            textposition="inside",
-            insidetextanchor="start",
-            customdata=[list(data[line]) for line in table["line"]],
-            hovertemplate=f"%{{customdata[0]}}: %{{text}} {title}<extra></extra>",
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
-            row=1,
-            col=col,
-        )
-    finish(figure, height=100 + 30 * max(len(table), 2), legend=False)
-    figure.update_layout(margin={"t": 36}, bargap=0.3, clickmode="event+select")
-    figure.update_annotations(font={"size": 13})
-    figure.update_xaxes(rangemode="tozero", title={"text": "seconds", "standoff": 4}, row=1, col=1)
-    figure.update_xaxes(rangemode="tozero", title={"text": "MB", "standoff": 4}, row=1, col=2)
-    figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False
-    )
-    return figure
-
-
-def radar(
-    axes: Sequence[str], values: pd.DataFrame, look: Mapping[str, Look], data: Mapping[str, Sequence[Any]]
-) -> go.Figure:
-    """One closed line a method over axes from 0 in the middle (bad) to 1 outside (good).
-
-    Args:
-        values: column ``line`` and a column an axis; a missing number leaves a gap.
-        data: what a click on a line's point hands back.
-    """
-    figure = go.Figure()
-    for row in values.to_dict("records"):
-        line = str(row["line"])
-        numbers = [float(row[axis]) for axis in axes]
-        shown = [say_number(number, True) for number in numbers]
-        figure.add_scatterpolar(
-            r=[*numbers, numbers[0]],
-            theta=[*axes, axes[0]],
-            mode="lines+markers",
-            name=_escape(shorten(line, 28)),
-            line={"color": look[line].colour, "dash": look[line].dash, "width": 2},
-            marker={"color": look[line].colour, "symbol": look[line].symbol, "size": 8},
-            customdata=[list(data[line])] * (len(axes) + 1),
-            text=[*shown, shown[0]],
-            hovertemplate="%{customdata[0]}<br>%{theta}: %{text}<extra></extra>",
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
-        )
-    finish(figure, height=370 + 11 * len(values))
-    figure.update_layout(
-        margin={"t": 30, "b": 56 + 11 * len(values), "l": 96, "r": 96},
-        clickmode="event+select",
-        legend={
-            "orientation": "h",
-            "x": 0.5,
-            "xanchor": "center",
-            "y": 0,
-            "yref": "container",
-            "yanchor": "bottom",
-        },
-        polar={
-            "bgcolor": "rgba(0,0,0,0)",
-            "radialaxis": {"range": [0, 1.02], "tickvals": [0.25, 0.5, 0.75, 1], "tickfont": {"size": 11}},
-            "angularaxis": {"rotation": 90, "direction": "clockwise"},
-        },
-    )
-    return figure
-
-
 def used_lines(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, Look]:
     """The looks of the table's lines."""
     return looks(lines_of(table), methods)
@@ -462,6 +383,6 @@ def _see_through(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Plotly must not read as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -100,9 +100,8 @@ def say_latex(table: pd.DataFrame) -> str:
     seeds = tables.seeds_of(table)
     told = ", ".join(map(str, seeds))
     return (
-        "Lifelong editing: every measure over all facts written so far, after T edits. In brackets: 95% bootstrap "
-        f"intervals over the facts{' (widest of the seeds)' if len(seeds) > 1 else ''}. "
-        f"Seed{'s' if len(seeds) > 1 else ''}: {told}."
+        "Lifelong editing: every measure over all facts written so far, after T edits. In brackets: "
+        f"{tables.INTERVALS}. Seed{'s' if len(seeds) > 1 else ''}: {told}."
     )
 
 

@@ -7,17 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from dashboard import benchmark_balance as balance
 from dashboard import benchmark_charts as drawing
 from dashboard import benchmark_files as files
+from dashboard import benchmark_predictions as predictions
 from dashboard import benchmark_tables as tables
 from dashboard import benchmark_work as work
-from dashboard import charts, frame, state
+from dashboard import frame, state
+from dashboard.benchmark_predictions import POINT, Point, clickable, keep_point, named, points_of
 from dashboard.benchmark_report import Figure
 
-POINT = "benchmark.point"
 LAST = 0
 """Stands for the largest T that was measured, which grows while a run works."""
-Point = tuple[str, int, int]
 
 
 def show(runs: Sequence[work.Run], live: bool) -> None:
@@ -30,15 +31,15 @@ def show(runs: Sequence[work.Run], live: bool) -> None:
     if table.empty:
         st.info("Nothing has been measured yet. The curves appear with the first mark.")
         return
-    points = _points(table)
-    _keep_point(points)
+    points = points_of(table)
+    keep_point(points)
     key = tuple((run.name, str(run.folder), run.numbers) for run in runs)
     look = drawing.used_lines(table, method_names())
     shown: list[Figure] = []
     with frame.guard("Drawing the curves"):
         shown += _curves(runs, table, look, key)
     with frame.guard("Showing the raw predictions"):
-        _predictions(runs, points)
+        predictions.show(runs, points)
     with frame.guard("Showing the table"):
         paper, chosen = _paper(table)
     mark = _mark(table)
@@ -54,15 +55,6 @@ def show(runs: Sequence[work.Run], live: bool) -> None:
 def unique(runs: Sequence[work.Run]) -> dict[str, pd.DataFrame]:
     """The runs' tables by name; two runs of one name are told apart by their folder."""
     return {name: run.table for name, run in named(runs).items()}
-
-
-def named(runs: Sequence[work.Run]) -> dict[str, work.Run]:
-    """The runs by names that are unique."""
-    found: dict[str, work.Run] = {}
-    for run in runs:
-        name = run.name if run.name not in found else str(run.folder)
-        found[name] = run
-    return found
 
 
 def method_names() -> tuple[str, ...]:
@@ -164,16 +156,22 @@ def _curves(
         (key, tuple(picked), log, chosen),
         lambda: drawing.curves(table, measures, look, log=log, unedited=before, chosen=chosen),
     )
-    _clickable(figure, "benchmark.curves", "Curves of every measure over the number of edits")
+    clickable(figure, "benchmark.curves", "Curves of every measure over the number of edits")
     seeds = ", ".join(map(str, tables.seeds_of(table)))
     caption = (
-        "Each point measures all facts written so far, not only the last one. Bands are 95% bootstrap intervals over "
-        f"the facts; with several seeds the line is their mean and the band their widest interval (seeds: {seeds}). "
-        "The dotted grey line is the unedited model. A good editor's lines stay flat; a line that rises again after a "
-        "fall would be surprising. Click a point to read the answers behind it."
+        "Each point measures all facts written so far, not only the last one. A line is the mean over the seeds "
+        f"(seeds: {seeds}), its band {tables.INTERVALS}. The dotted grey line is the unedited model. A good editor's "
+        "lines stay flat; a line that rises again after a fall would be surprising. Click a point to read the answers "
+        f"behind it.{say_uneven(table)}"
     )
     files.caption(caption, figure, "benchmark-curves", key="benchmark.file.curves")
     return [Figure("Curves", figure, caption)]
+
+
+def say_uneven(table: pd.DataFrame) -> str:
+    """Which lines' means are over fewer seeds at some T."""
+    uneven = tables.uneven_lines(table)
+    return f" Means over those seeds alone that got so far: {', '.join(uneven)}." if uneven else ""
 
 
 def unedited_numbers(runs: Sequence[work.Run]) -> dict[str, list[float]]:
@@ -184,106 +182,6 @@ def unedited_numbers(runs: Sequence[work.Run]) -> dict[str, list[float]]:
             if name in tables.MEASURES and isinstance(value, int | float):
                 found.setdefault(name, []).append(float(value))
     return found
-
-
-def _clickable(figure: dict[str, Any], key: str, alt: str) -> None:
-    st.plotly_chart(
-        charts.drawn(figure),
-        key=key,
-        on_select=lambda: _on_click(key),
-        selection_mode="points",
-        config=files.chart_config(),
-        alt=alt,
-    )
-
-
-def _on_click(key: str) -> None:
-    """Take a click on a chart into the box of points."""
-    point = tables.picked_point(st.session_state.get(key))
-    if point is not None:
-        st.session_state[POINT] = point
-
-
-# ---- raw predictions --------------------------------------------------------------------------------------------
-
-
-def _points(table: pd.DataFrame) -> list[Point]:
-    """Every measured point, by line, seed and T."""
-    found = table[list(tables.IDENTITY)].drop_duplicates()
-    order = {line: place for place, (line, _) in enumerate(tables.lines_of(table))}
-    points = [(str(line), int(seed), int(mark)) for line, seed, mark in found.itertuples(index=False)]
-    return sorted(points, key=lambda point: (order[point[0]], point[1], point[2]))
-
-
-def _keep_point(points: Sequence[Point]) -> None:
-    """The chosen point, or nothing when it is not among those that can be shown (any more)."""
-    if st.session_state.get(POINT) not in points:
-        st.session_state[POINT] = None
-
-
-def _predictions(runs: Sequence[work.Run], points: Sequence[Point]) -> None:
-    point: Point | None = st.selectbox(
-        "Raw predictions behind a point",
-        points,
-        index=None,
-        format_func=lambda point: f"{point[0]}, seed {point[1]}, T = {point[2]:,}",
-        key=POINT,
-        persist_state="session",
-        placeholder="Click a point above, or choose one here",
-        help="What the model said to every prompt at that moment: the answers that the scores are made of.",
-    )
-    if point is None:
-        return
-    run, label = run_of(runs, point[0])
-    found = work.predictions_of(run, label, point[1], point[2])
-    if found.empty:
-        st.info("No predictions were kept for this point.")
-        return
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        kinds = st.pills(
-            "Kind of prompt",
-            sorted(found["kind"].unique()),
-            selection_mode="multi",
-            key="benchmark.kinds",
-            persist_state="session",
-            help="None chosen shows all. Neighborhood prompts are about other subjects and should keep their answers.",
-        )
-        words = st.text_input(
-            "Words",
-            key="benchmark.words",
-            persist_state="session",
-            placeholder="in any prompt or answer",
-            help="Shows the rows in which these words occur anywhere.",
-        )
-    shown = tables.find_texts(found, kinds or (), words)
-    st.dataframe(
-        shown,
-        hide_index=True,
-        key="benchmark.predictions",
-        height=min(80 + 35 * max(len(shown), 1), 330),
-        column_config={
-            "share": st.column_config.NumberColumn(
-                "right tokens", format="percent", help="Share of the answer's tokens that are the likeliest."
-            ),
-            "log_p_new": st.column_config.NumberColumn("log P(new)", format="%.2f"),
-            "log_p_true": st.column_config.NumberColumn("log P(true)", format="%.2f"),
-        },
-    )
-    st.caption(
-        f"{len(shown):,} of {len(found):,} prompts of {point[0]}, seed {point[1]}, after {point[2]:,} edits. Low "
-        "positions were written first, and an editor forgets those first; the same answer to every prompt would mean "
-        "that the model broke."
-    )
-
-
-def run_of(runs: Sequence[work.Run], line: str) -> tuple[work.Run, str]:
-    """The run and the label that a line stands for."""
-    by_name = named(runs)
-    for name, run in by_name.items():
-        for label in run.table["label"].unique() if not run.table.empty else ():
-            if tables.line_name(str(label), name, len(by_name) > 1) == line:
-                return run, str(label)
-    raise KeyError(line)
 
 
 # ---- the paper's table ------------------------------------------------------------------------------------------
@@ -333,8 +231,8 @@ def _paper(table: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
         column_config={"method": st.column_config.TextColumn(pinned=True, width="medium")},
     )
     st.caption(
-        "The value and in brackets its 95% interval; intervals that do not overlap are a difference to believe. "
-        "– was not reached or has no prompts."
+        f"The mean over the seeds, and in brackets {tables.INTERVALS}. Bootstrap intervals that do not overlap are a "
+        "difference to believe. – was not reached, has no prompts, or was no number."
     )
     return paper, sorted(chosen)
 
@@ -393,7 +291,7 @@ def _radar(
     _small(
         "benchmark.radar",
         (key, mark),
-        lambda: drawing.radar(axes, values, look, first_points(table, mark)),
+        lambda: balance.radar(axes, values, look, first_points(table, mark)),
         caption,
         "Edit quality against what was kept",
     )
@@ -403,7 +301,7 @@ def _radar(
 def say_axes(axes: Sequence[str]) -> str:
     """What each axis of the radar is."""
     meaning = {
-        "1 - drift": "1 - drift (1 is weights that did not move)",
+        "1 - drift": "1 - drift (1 is weights that did not move, also where modules were put beside them)",
         "perplexity kept": "perplexity kept (the unedited model's perplexity over the edited one's)",
     }
     return ", ".join(meaning.get(axis, axis) for axis in axes)
@@ -430,7 +328,7 @@ def _cost(table: pd.DataFrame, mark: int, look: Mapping[str, drawing.Look], key:
     _small(
         "benchmark.cost",
         (key, mark),
-        lambda: drawing.cost(found, look, first_points(table, mark)),
+        lambda: balance.cost(found, look, first_points(table, mark)),
         caption,
         "Seconds and memory per edit",
     )
@@ -439,6 +337,6 @@ def _cost(table: pd.DataFrame, mark: int, look: Mapping[str, drawing.Look], key:
 
 def _small(name: str, key: Any, draw: Callable[[], go.Figure], caption: str, alt: str) -> None:
     figure = state.get().kept.figure(name, key, draw)
-    _clickable(figure, name, alt)
+    clickable(figure, name, alt)
     file = name.replace(".", "-")
     files.caption(caption, figure, file, key=f"benchmark.file.{file}")

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from dashboard.benchmark_tables import headings, one_heading
+from dashboard.benchmark_tables import INTERVALS, headings, one_heading
 
 _SIGNS = {
     "\\": r"\textbackslash{}",
@@ -139,10 +139,7 @@ def html_report(report: Report) -> str:
     """One HTML page with everything in it: it asks no server for anything."""
     body = [f"<h1>{html.escape(report.title)}</h1>", _pairs(report.facts)]
     body += ["<h2>Table</h2>", _table(one_heading(report.paper))]
-    body.append(
-        "<p>In brackets: 95% bootstrap intervals over the facts; with several seeds, the mean and the "
-    )
-    body.append("widest interval of the seeds.</p>")
+    body.append(f"<p>Means over the seeds; in brackets {INTERVALS}.</p>")
     for number, figure in enumerate(report.figures):
         body.append(f"<h2>{html.escape(figure.title)}</h2><figure>{_figure(figure, number)}")
         body.append(f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>")

@@ -67,7 +67,8 @@ MEASURES: Mapping[str, Measure] = {
             "drift",
             "lower",
             False,
-            "How far did the edited matrices move, against their own size?",
+            "How far did the edited matrices move, against their own size? A mean over those that changed; 0 for "
+            "methods that leave the weights and put modules beside them.",
         ),
         Measure(
             "portability",
@@ -106,6 +107,11 @@ MEASURES: Mapping[str, Measure] = {
         ),
     )
 }
+#: What bands and brackets are.
+INTERVALS = (
+    "95% bootstrap intervals over the facts (the widest of the seeds), and of measures without facts the lowest and "
+    "the highest seed"
+)
 CURVES = ("reliability", "generalization", "locality", "perplexity", "drift")
 TABLED = ("reliability", "generalization", "locality", "perplexity")
 
@@ -257,6 +263,13 @@ def one_heading(paper: pd.DataFrame) -> pd.DataFrame:
     return flat.reset_index()
 
 
+def uneven_lines(table: pd.DataFrame) -> list[str]:
+    """The lines that have fewer seeds at some T than at another."""
+    seeds = table.groupby(["line", "T"])["seed"].nunique().groupby("line")
+    uneven = seeds.min() < seeds.max()
+    return [line for line, _ in lines_of(table) if uneven[line]]
+
+
 def marks_of(table: pd.DataFrame) -> list[int]:
     """The numbers of edits at which something was measured."""
     return sorted({int(mark) for mark in table["T"]}) if "T" in table else []
@@ -341,9 +354,12 @@ def find_texts(predictions: pd.DataFrame, kinds: Sequence[str], words: str) -> p
         found = found[found["kind"].isin(list(kinds))]
     words = words.strip().lower()
     if words and not found.empty:
-        texts = found.select_dtypes(include=["object", "string"]).fillna("").astype(str)
-        joined = texts.agg("\n".join, axis="columns").str.lower()
-        found = found[joined.str.contains(words, regex=False)]
+        there = pd.Series(False, index=found.index)
+        for name in found.select_dtypes(include=["object", "string"]):
+            there |= (
+                found[name].map(lambda text: isinstance(text, str) and words in text.lower()).astype(bool)
+            )
+        found = found[there]
     return found.reset_index(drop=True)
 
 

@@ -40,7 +40,9 @@ def show() -> None:
         live = jobs.running(work.PURPOSE)
         if live:
             frame.progress_here(work.PURPOSE)
-        st.fragment(_results, run_every=_TICK if live else None, key="benchmark.results")(names, live)
+        watched = live or any(map(work.is_at_work, names))
+        every = _TICK if watched else None
+        st.fragment(_results, run_every=every, key="benchmark.results")(names, live, watched)
 
 
 def _take() -> None:
@@ -138,8 +140,8 @@ def _open_folder() -> None:
     if not path.strip():
         st.info("Write the path of a run's folder first.")
         return
-    folder = work.folder_of(path.strip()).absolute()
     with frame.guard("Opening the folder"):
+        folder = work.folder_of(path.strip()).absolute()
         work.require_run(folder)
         work.open_run(str(folder))
         if str(folder) not in _opened():
@@ -148,9 +150,16 @@ def _open_folder() -> None:
         st.rerun()
 
 
-def _results(names: list[str], live: bool) -> None:
-    """Everything the runs hold; a fragment that ticks while one is at work."""
-    if live and not jobs.running(work.PURPOSE):
+def _results(names: list[str], live: bool, watched: bool) -> None:
+    """Everything the runs hold; a fragment that ticks while one is at work.
+
+    Args:
+        live: this window has a job at work.
+        watched: that, or somebody else works on one of the runs.
+    """
+    if (live and not jobs.running(work.PURPOSE)) or (
+        watched and not live and not any(map(work.is_at_work, names))
+    ):
         st.rerun()
     runs = []
     for name in names:
@@ -171,11 +180,14 @@ def _unfinished(run: work.Run, live: bool) -> None:
     name, weights = run.model
     if model is not None and weights and weights != model.weight_hash:
         st.info(
-            f"{run.name} was made on another model ({name or 'unknown'}), not on the one that is loaded. It can be "
-            "read here; to go on with it, load its model."
+            f"{run.name} was made on another model ({name or 'unknown'}), not on the one that is loaded."
+            + ("" if run.complete else " It can be read here; to go on with it, load its model.")
         )
         return
     if run.complete or live:
+        return
+    if run.at_work:
+        st.caption(f"{run.name} is at work in another window or program; its curves grow here.")
         return
     if model is None:
         st.caption(f"{run.name} is not finished. Load its model ({name or 'unknown'}) to resume it.")

@@ -1,6 +1,7 @@
 """Benchmark runs on disk and in work, without drawing anything: which there are, what they hold, start and resume."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dashboard import jobs, state
 from dashboard.benchmark_tables import with_abilities
 from nmke.errors import ConfigError, FactError, NmkeError, ResourceError
 from nmke.progress import Progress
-from nmke.storage import home
+from nmke.storage import PARTIAL, home
 
 if TYPE_CHECKING:
     from nmke.lifelong import Entrant, LifelongConfig
@@ -55,6 +56,11 @@ class Run:
     @property
     def complete(self) -> bool:
         return bool(self.results.complete)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether somebody works on it: this window's job, another window or a program."""
+        return bool(self.results.at_work)
 
     @property
     def model(self) -> tuple[str, str]:
@@ -114,13 +120,26 @@ def require_run(folder: Path) -> None:
 def fingerprint(folder: Path) -> Fingerprint:
     """Names, times and sizes of a run's files: equal fingerprints hold the same numbers."""
     found = []
-    for path in sorted(folder.rglob("*.json*")):
-        try:
-            told = path.stat()
-        except OSError:  # it is being replaced
-            continue
-        found.append((path.relative_to(folder).as_posix(), told.st_mtime_ns, told.st_size))
-    return tuple(found)
+    # os.walk passes over folders that are gone by the time it reads them; Path.rglob raises.
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(PARTIAL)]
+        for path in (Path(place, name) for name in names if ".json" in name):
+            try:
+                told = path.stat()
+            except OSError:  # it is being replaced
+                continue
+            found.append((path.relative_to(folder).as_posix(), told.st_mtime_ns, told.st_size))
+    return tuple(sorted(found))
+
+
+def is_at_work(name: str) -> bool:
+    """Whether somebody works on the run at this moment, which no file tells."""
+    from nmke.lifelong.files import is_held
+
+    try:
+        return is_held(folder_of(name))
+    except OSError:  # opening the run tells what is wrong with it
+        return False
 
 
 def open_run(name: str) -> Run:
@@ -131,16 +150,18 @@ def open_run(name: str) -> Run:
     """
     folder = folder_of(name)
     require_run(folder)
-    key = fingerprint(folder)
-    found: Run = state.get().kept.get(f"benchmark.run.{folder}", key, lambda: _read(name, folder, key))
+    key = (*fingerprint(folder), ("", int(is_at_work(name)), 0))
+    kept, called = state.get().kept, f"benchmark.run.{folder}"
+    before: Run | None = kept.newest(called)
+    found: Run = kept.get(called, key, lambda: _read(name, folder, key, before))
     return found
 
 
-def _read(name: str, folder: Path, key: Fingerprint) -> Run:
+def _read(name: str, folder: Path, key: Fingerprint, before: Run | None = None) -> Run:
     from nmke import lifelong
 
     try:
-        results = lifelong.read(folder)
+        results = lifelong.read(folder, before.results if before is not None else None)
         table = with_abilities(results.table(), _abilities(results))
         numbers = f"{table.to_csv(index=False)}{results.unedited}"
         digest = hashlib.sha256(numbers.encode()).hexdigest()
@@ -171,6 +192,8 @@ def predictions_of(run: Run, label: str, seed: int, mark: int) -> pd.DataFrame:
         NmkeError: the file is missing or damaged.
     """
 
+    from nmke.lifelong.files import predictions_file
+
     def read() -> pd.DataFrame:
         try:
             found: pd.DataFrame = run.results.predictions(label, seed, mark)
@@ -184,9 +207,11 @@ def predictions_of(run: Run, label: str, seed: int, mark: int) -> pd.DataFrame:
             ) from problem
         return found
 
-    found: pd.DataFrame = state.get().kept.get(
-        "benchmark.predictions", (str(run.folder), run.key, label, seed, mark), read
-    )
+    path = predictions_file(run.folder, label, seed, mark)
+    # A run that is at work changes with every edit; what was said at an earlier mark does not.
+    told = path.stat() if path.is_file() else None
+    key = (str(path), told and told.st_mtime_ns, told and told.st_size)
+    found: pd.DataFrame = state.get().kept.get("benchmark.predictions", key, read)
     return found
 
 

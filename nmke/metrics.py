@@ -15,7 +15,8 @@ from nmke.tokens import Batch, encode, encode_continuation, pad, pad_id, token_t
 #: Score name -> how it is computed, in words a reader of the field understands.
 FORMULAS: Mapping[str, str] = {
     "reliability": "share of target_new's tokens that are the argmax under teacher forcing on the edit prompt",
-    "reliability_probability": "1 if P(target_new) > P(target_true) on the edit prompt (CounterFact's efficacy)",
+    "reliability_probability": "1 if P(target_new) > P(target_true) on the edit prompt (CounterFact's "
+    "efficacy; P of the whole answer, where the published code compares means per token)",
     "generalization": "share of target_new's tokens that are the argmax under teacher forcing, mean over paraphrases",
     "generalization_probability": "share of paraphrases with P(target_new) > P(target_true) (CounterFact)",
     "locality": "share of argmax tokens on neighbourhood prompts, teacher-forced with their own answer, that are the "

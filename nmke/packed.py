@@ -6,7 +6,7 @@ the product. It costs a second and, for gradients, a third copy of the weights, 
 through are packed, and only where the copies are small (:data:`MOST_BYTES`).
 
 Maps of one input, such as the queries, keys and values of an attention, are laid out as one: fewer and larger products,
-measured a tenth of a step. Which maps those are is seen in the first pass, so no architecture is named.
+measured a tenth of a step. Which maps those are is seen in a pass beforehand, so no architecture is named.
 
 The plain form is ``torch.nn.functional.linear``; it is what runs everywhere else, and wherever torch lacks the kernel.
 """
@@ -73,37 +73,45 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         few = x.numel() <= MOST_ROWS * x.shape[-1]
-        if not (few and x.requires_grad and torch.is_grad_enabled()):
-            return nn.functional.linear(x, self.weight, self.bias)
-        return self.neighbours.product(self, x)
+        if few and x.requires_grad and torch.is_grad_enabled():
+            return self.neighbours.product(self, x)
+        self.neighbours.watch(self, x)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class _Neighbours:
-    """Maps of one module that might read one input: each goes alone until it is seen which do."""
+    """Maps of one module that might read one input.
+
+    Which do is seen in a pass without gradients (:func:`nmke.replay.unhook` makes one). With the first product it is
+    settled for good, because maps laid out as one may round differently: the same edit must always have the same bits.
+    """
 
     def __init__(self, parts: Sequence[PackedLinear]) -> None:
         self._parts = list(parts)
         self._seen: dict[PackedLinear, int] = {}
-        self._layouts: dict[PackedLinear, _Layout] = {part: _Layout([part]) for part in parts}
+        self._layouts = {part: _Layout([part]) for part in parts}
+        self._input: Tensor | None = None
+        self._settled = len(parts) == 1
         for part in parts:
             # Past nn.Module's bookkeeping: the neighbours are no parts of this part.
             object.__setattr__(part, "neighbours", self)
-        self._input: Tensor | None = None
 
     def product(self, part: PackedLinear, x: Tensor) -> Tensor:
-        if len(self._seen) < len(self._parts):
-            self._watch(part, x)
+        self._settled, self._input = True, None
         return self._layouts[part].product(part, x)
 
-    def _watch(self, part: PackedLinear, x: Tensor) -> None:
-        if part in self._seen:  # a second pass began before every map was asked
+    def watch(self, part: PackedLinear, x: Tensor) -> None:
+        """Note which maps are given the same input one after the other."""
+        if self._settled:
+            return
+        if part in self._seen:  # another pass began before every map was asked
             self._seen.clear()
             self._input = None
         number = max(self._seen.values(), default=0)
         self._seen[part] = number if self._input is x else number + 1
         self._input = x
         if len(self._seen) == len(self._parts):
-            self._input = None
+            self._settled, self._input = True, None
             for one in set(self._seen.values()):
                 group = [each for each, number in self._seen.items() if number == one]
                 self._layouts |= dict.fromkeys(group, _Layout(group))

@@ -100,8 +100,9 @@ def _hub_records(name: str, progress: Progress) -> bytes:
             lines.append(json.dumps(row, ensure_ascii=False, default=str))
             progress.update("fetching the facts", len(lines), None)
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:200]
         raise ResourceError(
-            f"The hub data set {name!r} could not be read: {str(problem).splitlines()[0][:200]}",
+            f"The hub data set {name!r} could not be read: {reason}",
             "Give the path of a file of facts.",
         ) from problem
     return "\n".join(lines).encode()

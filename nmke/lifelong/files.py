@@ -105,6 +105,14 @@ class EventLog:
                 f"The events of {name} are damaged.", f"Remove the folder {name} and run it again."
             ) from None
 
+    def stamp(self) -> tuple[int, int]:
+        """Time and size of the file, which change whenever it does; zeros where there is none."""
+        try:
+            told = self.path.stat()
+        except OSError:
+            return 0, 0
+        return told.st_mtime_ns, told.st_size
+
     def mend(self) -> None:
         """Take off a last line that a kill cut off, so that the next one starts on its own."""
         if not self.path.is_file():

@@ -3,6 +3,7 @@
 Reads files only; no torch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -57,20 +58,21 @@ class Results:
         status: one entry per label and seed, with ``label``, ``method``, ``seed``, ``edits_done`` (facts written),
             ``state`` (waiting, running, done, collapsed or failed) and ``message``.
         unedited: the unedited model's scores and perplexity; empty until they are measured.
+        at_work: somebody was working on the run when it was read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, before: "Results | None" = None) -> None:
         self.folder = folder
         self.spec: dict[str, Any] = read_json(folder / SPEC)
         self.unedited: dict[str, Any] = read_json(folder / UNEDITED) if (folder / UNEDITED).is_file() else {}
         self._methods = {entrant["label"]: entrant["method"] for entrant in self.spec["entrants"]}
-        self._events = {
-            (label, seed): EventLog(run_folder(folder, label, seed) / EVENTS).read()
-            for seed in self.spec["config"]["seeds"]
-            for label in self._methods
-        }
-        at_work = is_held(folder)
-        self.status = [self._status(label, seed, at_work) for label, seed in self._events]
+        self._stamps: dict[tuple[str, int], tuple[int, int]] = {}
+        self._events: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for seed in self.spec["config"]["seeds"]:
+            for label in self._methods:
+                self._read_events(label, seed, before)
+        self.at_work: bool = is_held(folder)
+        self.status = [self._status(label, seed, self.at_work) for label, seed in self._events]
         self.complete: bool = all(entry["state"] in ("done", "collapsed") for entry in self.status)
 
     def table(self) -> pd.DataFrame:
@@ -87,6 +89,7 @@ class Results:
                 "seed": seed,
                 "T": mark["position"],
                 **{name: mark.get(name) for name in FIGURES},
+                "perplexity": _perplexity(mark),
             }
             for (label, seed), events in self._events.items()
             for mark in _marks(events)
@@ -128,6 +131,14 @@ class Results:
         self._require(label, seed)
         return list(self._events[label, seed])
 
+    def _read_events(self, label: str, seed: int, before: "Results | None") -> None:
+        log, key = EventLog(run_folder(self.folder, label, seed) / EVENTS), (label, seed)
+        self._stamps[key] = log.stamp()  # before reading: what comes meanwhile is read the next time
+        if before is not None and before._stamps.get(key) == self._stamps[key]:
+            self._events[key] = before._events[key]
+        else:
+            self._events[key] = log.read()
+
     def _require(self, label: str, seed: int) -> None:
         if (label, seed) not in self._events:
             known = ", ".join(f"{label} (seed {seed})" for label, seed in self._events)
@@ -148,13 +159,17 @@ class Results:
         }
 
 
-def read(folder: Path) -> Results:
+def read(folder: Path, before: Results | None = None) -> Results:
     """What a run's folder holds.
+
+    Args:
+        before: what was read of the same folder earlier; event files that have not changed since are not read again.
 
     Raises:
         ResourceError: it is no run's folder, or a file in it is damaged.
     """
-    return Results(Path(folder))
+    folder = Path(folder)
+    return Results(folder, before if before is not None and before.folder == folder else None)
 
 
 def write_summary(folder: Path) -> None:
@@ -214,7 +229,8 @@ def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in (*FIGURES, "perplexity_nll", "seconds_per_edit_mean"):
         values = [value for one in seeds if (value := one.get(name)) is not None]
-        if not values:
+        # A perplexity of null was measured and was no number: the mean has none either.
+        if not values or (name.startswith("perplexity") and len(values) < len(seeds)):
             found[name] = None
         elif name.endswith("_low"):
             found[name] = min(values)
@@ -222,11 +238,23 @@ def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = max(values)
         else:
             found[name] = values[0] if len(values) == 1 else fmean(values)
-    if all("ability" in one for one in seeds):
-        found["ability"] = {
-            name: fmean(one["ability"][name] for one in seeds) for name in seeds[0]["ability"]
-        }
+    judged = [one["ability"] for one in seeds if "ability" in one]
+    if len(judged) == len(seeds):
+        names = dict.fromkeys(name for one in judged for name in one)
+        found["ability"] = {name: _whole_mean([one.get(name) for one in judged]) for name in names}
     return found
+
+
+def _whole_mean(values: Sequence[float | None]) -> float | None:
+    """The mean, where every value is a number."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _perplexity(mark: Mapping[str, Any]) -> float | None:
+    """A mark's perplexity; infinite where its logarithm is known and it was too large for a number."""
+    told: float | None = mark.get("perplexity")
+    return math.inf if told is None and mark.get("perplexity_nll") is not None else told
 
 
 def _marks(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -11,14 +11,14 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nmke.edit import Edit
-from nmke.errors import Cancelled, FactRefused, NmkeError
+from nmke.errors import Cancelled, EditError, FactRefused, NmkeError, ResourceError
 from nmke.facts import Fact
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
 from nmke.lifelong.files import (
@@ -26,6 +26,7 @@ from nmke.lifelong.files import (
     EVENTS,
     EventLog,
     held,
+    plain,
     predictions_file,
     run_folder,
     state_of,
@@ -41,7 +42,7 @@ from nmke.lifelong.measures import (
 from nmke.lifelong.results import write_summary
 from nmke.lifelong.spec import Entrant, Spec
 from nmke.lifelong.starting import read_spec, require_same_model
-from nmke.lifelong.unedited import SAMPLES, Ability, Unedited, find_unedited, write_rows
+from nmke.lifelong.unedited import SAMPLES, Ability, Unedited, find_unedited, judge, write_rows
 from nmke.loading import LoadedModel
 from nmke.methods import get_method
 from nmke.metrics import compare, measure_fact
@@ -158,12 +159,17 @@ class _Work:
             Cancelled, KeyboardInterrupt: the state is saved first.
         """
         config = self.spec.config
-        measured = {event["position"] for event in self.events if event["event"] == "mark"}
+        measured: dict[int, Mapping[str, Any]] = {
+            event["position"]: event for event in self.events if event["event"] == "mark"
+        }
         try:
             while True:
-                if self.position in config.marks and self.position not in measured:
-                    self._save()  # before measuring, which may take longer than the edits
-                    message = self._mark()
+                if self.position in config.marks:
+                    if self.position not in measured:
+                        self._save()  # before measuring, which may take longer than the edits
+                        measured[self.position] = self._mark()
+                    # Asked of marks of an earlier start as well: a kill may have come before the answer was written.
+                    message = self._collapse(measured[self.position])
                     if message:
                         self._end("collapsed", message)
                         return
@@ -173,9 +179,11 @@ class _Work:
                 if self.position - self.saved >= config.checkpoint_every:
                     self._save()
         except (Cancelled, KeyboardInterrupt):
-            # Ctrl-C may come in the middle of applying an edit; such a session is not worth keeping.
-            if self.session.version == -(-self.position // config.batch):
-                self._save()
+            # Ctrl-C may come in the middle of applying an edit or of writing it down; such a session is not kept.
+            written = max((event["position"] for event in self.events if event["event"] == "edit"), default=0)
+            if written == self.position and self.session.version == -(-self.position // config.batch):
+                with suppress(_Failed):  # then what came since the last checkpoint is done again
+                    self._save()
             self._log("stopped", message="")
             raise
         self._save()
@@ -219,8 +227,8 @@ class _Work:
             settings = self.entrant.config.model_dump(mode="json")
             return Edit(self.method.name, settings, tuple(facts), (), {}, details={"refused": str(refusal)})
 
-    def _mark(self) -> str:
-        """Measure everything so far and write it down; a message when the entrant has collapsed."""
+    def _mark(self) -> Mapping[str, Any]:
+        """Measure everything so far and write it down; the figures as they stand in the events."""
         config, stage = self.spec.config, f"measuring {self.named}"
         reports, rows = [], []
         with _failing(f"Measuring at {self.position}: "):
@@ -242,14 +250,15 @@ class _Work:
             if self.ability is not None:
                 self.progress.update(stage, self.position, self.position, "ability")
                 with self.session.active():
-                    figures["ability"] = dict(self.ability(self.model))
+                    figures["ability"] = judge(self.ability, self.model)
         since = max((event["position"] for event in self.events if event["event"] == "mark"), default=0)
         edits = [event for event in self.events if event["event"] == "edit" and event["position"] > since]
         figures |= {**timing(edits), "peak_memory_mb": peak_memory_mb(self.model)}
         write_rows(predictions_file(self.folder, self.entrant.label, self.seed, self.position), rows)
         self._log("mark", **figures)
         write_summary(self.folder)
-        return self._collapse(figures)
+        written: Mapping[str, Any] = plain(figures)
+        return written
 
     def _report(self, index: int, fact: Fact) -> Any:
         tokens = self.spec.config.generate_tokens if index < SAMPLES else 0
@@ -264,6 +273,7 @@ class _Work:
             return mean_nll(self.model, self.unedited.held_out, self.progress, stage)
 
     def _collapse(self, figures: Mapping[str, Any]) -> str:
+        """A message when a mark's figures say that the entrant has collapsed; a perplexity of null was no number."""
         config = self.spec.config
         reliability, nll = figures["reliability"], figures["perplexity_nll"]
         if config.stop_reliability is not None and not reliability >= config.stop_reliability:
@@ -271,8 +281,8 @@ class _Work:
                 f"Reliability {reliability:.3f} at {self.position} is under {config.stop_reliability:g}, where the run "
                 "was to stop."
             )
-        if config.stop_perplexity is not None and nll is not None:
-            rise = nll - self.unedited.figures["perplexity_nll"]
+        if config.stop_perplexity is not None:
+            rise = math.nan if nll is None else nll - self.unedited.figures["perplexity_nll"]
             if not rise <= math.log(config.stop_perplexity):
                 return (
                     f"Perplexity at {self.position} is {_times(rise)} the unedited model's, over "
@@ -282,7 +292,10 @@ class _Work:
 
     def _save(self) -> None:
         if self.saved != self.position:
-            save_checkpoint(self.session, self.position, self.checkpoint)
+            with _failing(
+                f"Saving after {self.position}: ", but=ResourceError
+            ):  # a full disk concerns all entrants
+                save_checkpoint(self.session, self.position, self.checkpoint)
             self.saved = self.position
 
     def _end(self, state: str, message: str) -> None:
@@ -306,11 +319,11 @@ class _Within(Progress):
 
 
 @contextmanager
-def _failing(where: str = "") -> Iterator[None]:
-    """Turns whatever a method or a measurement breaks on into the end of this one entrant."""
+def _failing(where: str = "", but: type[NmkeError] = Cancelled) -> Iterator[None]:
+    """Turns whatever a method or a measurement breaks on, but cancels, into the end of this one entrant."""
     try:
         yield
-    except Cancelled:
+    except (Cancelled, but):
         raise
     except Exception as problem:
         raise _Failed(where + _explain(problem)) from None
@@ -333,12 +346,18 @@ def _explain(problem: Exception) -> str:
 
 
 def _require_finite(edit: Edit) -> None:
-    """Refuse an edit whose optimisation lost its numbers, also where the update itself came out finite."""
+    """Refuse an edit whose optimisation lost its numbers, also where the update itself came out finite.
+
+    Raises:
+        EditError: saying what is not finite.
+    """
     edit.require_finite()
     told = edit.details.get("target_probability")
     values: Sequence[Any] = told if isinstance(told, list | tuple) else ()
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise _Failed("The optimisation of the target gave no number. Lower the learning rate or the clamp.")
+        raise EditError(
+            "The optimisation of the target gave no number.", "Lower its learning rate or its clamp."
+        )
 
 
 def _times(rise: float) -> str:

@@ -28,8 +28,8 @@ from nmke.versions import library_versions
 FORMAT = 1
 #: More tokens than a tokenizer puts around a text.
 SPECIAL = 8
-#: What makes two models or two files of facts different ones; names do not change a figure's meaning.
-_TELLING = {"model": ("weight_hash", "dtype", "device"), "data": ("sha256", "count")}
+#: What makes two models different ones; names do not change a figure's meaning.
+_TELLING = ("weight_hash", "dtype", "device")
 _NEW = "Start it again in a new folder."
 
 
@@ -66,7 +66,7 @@ def start(
             f"Ask for at most {len(facts)} edits, or give more facts.",
         )
     used = tuple(facts[: config.edits])
-    _check_facts(model, used)
+    _check_facts(model, used, config.generate_tokens)
     spec = Spec(
         config=config,
         entrants=tuple(entrants),
@@ -143,7 +143,7 @@ def require_same_model(spec: Spec, model: LoadedModel) -> None:
     Raises:
         SessionError: naming what differs.
     """
-    found = differences(_telling("model", spec.model), _telling("model", identity_of(model)))
+    found = differences(_telling(spec.model), _telling(identity_of(model)))
     if found:
         raise SessionError(
             f"The run was begun with another model: {'; '.join(found)}.",
@@ -184,8 +184,12 @@ def _check_layers(model: LoadedModel, entrant: Entrant) -> None:
         model.check_layers(named)
 
 
-def _check_facts(model: LoadedModel, facts: Sequence[Fact]) -> None:
-    """Refuse what could not be measured: every prompt must fit the context with the target that is forced after it."""
+def _check_facts(model: LoadedModel, facts: Sequence[Fact], free: int) -> None:
+    """Refuse what could not be measured: every prompt must fit the context with what comes after it.
+
+    Args:
+        free: tokens of free text.
+    """
     tokenizer, most = model.tokenizer, model.context_length
     for number, fact in enumerate(facts, 1):
         try:
@@ -203,13 +207,14 @@ def _check_facts(model: LoadedModel, facts: Sequence[Fact]) -> None:
         ]
         for prompt, target in asked:
             # A token is at least a byte, so short texts fit without being tokenized.
-            if len(prompt.encode()) + len(target.encode()) + SPECIAL <= most:
+            if len(prompt.encode()) + max(len(target.encode()), free) + SPECIAL <= most:
                 continue
             forced = encode_continuation(tokenizer, prompt, target) if target else []
-            if len(encode(tokenizer, prompt)) + len(forced) > most:
+            if len(encode(tokenizer, prompt)) + max(len(forced), free) > most:
                 raise FactError(
-                    f"Fact {number}: the prompt {prompt[:40]!r}... does not fit the model's {most} tokens.",
-                    "Shorten it, or leave the fact out.",
+                    f"Fact {number}: the prompt {prompt[:40]!r}... does not fit the model's {most} tokens with its "
+                    "target" + (f" or {free} tokens of free text." if free else "."),
+                    "Shorten it, or leave the fact out" + (", or ask for less free text." if free else "."),
                 )
 
 
@@ -244,12 +249,10 @@ def _same_or_refused(folder: Path, spec: Spec) -> Spec:
     except NmkeError as error:
         raise SessionError(error.what, f"Choose a new folder, or remove {folder.name}.") from error
     found = []
-    found += differences(_telling("model", old.model), _telling("model", spec.model), "model.")
-    found += differences(_telling("data", old.data), _telling("data", spec.data), "data.")
+    found += differences(_telling(old.model), _telling(spec.model), "model.")
     found += differences(old.config.model_dump(), spec.config.model_dump())
     found += differences(_by_label(old), _by_label(spec))
-    if not found and old.facts != spec.facts:
-        found = ["the facts are others"]
+    found += _other_facts(old.facts, spec.facts)
     if found:
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise SessionError(
@@ -264,8 +267,20 @@ def _by_label(spec: Spec) -> dict[str, Any]:
     return {**found, **{entrant.label: entrant.to_dict() for entrant in spec.entrants}}
 
 
-def _telling(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: values.get(name) for name in _TELLING[part]}
+def _other_facts(old: Sequence[Fact], new: Sequence[Fact]) -> list[str]:
+    """In what the first fact that is another one differs.
+
+    The facts that are written make the figures. The file they are from does not: it may be called otherwise, be laid
+    out otherwise, or hold more.
+    """
+    for number, (one, other) in enumerate(zip(old, new, strict=False), 1):
+        if one != other:
+            return differences(one.to_dict(), other.to_dict(), f"fact {number}.")
+    return []
+
+
+def _telling(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values.get(name) for name in _TELLING}
 
 
 def _is_ours(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nmke.config import Config
-from nmke.errors import SessionError
+from nmke.errors import EditError, SessionError
 from nmke.lifelong.files import HELD_OUT, UNEDITED, UNEDITED_ROWS, read_json, write_json
 from nmke.lifelong.measures import rows_of, scores_of
 from nmke.lifelong.spec import Spec
@@ -61,9 +61,14 @@ def find_unedited(
     if ability is not None and "ability" not in figures:
         progress.update(STAGE, len(spec.facts), len(spec.facts), "ability")
         with model.weights_in({}):
-            figures["ability"] = dict(ability(model))
+            figures["ability"] = judge(ability, model)
         write_json(folder / UNEDITED, figures)
     return Unedited(_read_argmax(folder, spec), held_out, figures)
+
+
+def judge(ability: Ability, model: LoadedModel) -> dict[str, float]:
+    """General ability by name, as plain numbers whatever kind of number the judge hands back."""
+    return {str(name): float(value) for name, value in ability(model).items()}
 
 
 def statistics_in(config: Config) -> list[StatisticsConfig]:
@@ -83,7 +88,12 @@ def _held_out(folder: Path, spec: Spec, model: LoadedModel, progress: Progress) 
         return None
     if not (folder / HELD_OUT).is_file():
         read = [one for entrant in spec.entrants for one in statistics_in(entrant.config)]
-        made = hold_out(model, spec.config.perplexity_text, spec.config.perplexity_tokens, read, progress)
+        try:
+            made = hold_out(model, spec.config.perplexity_text, spec.config.perplexity_tokens, read, progress)
+        except EditError as problem:  # this folder keeps the settings it was begun with
+            raise EditError(
+                problem.what, f"{problem.remedy} Then start the run in a new folder."
+            ) from problem
         write_json(folder / HELD_OUT, made.to_dict())
     saved = read_json(folder / HELD_OUT)
     held_out = HeldOut.from_dict(saved)

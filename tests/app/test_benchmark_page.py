@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from dashboard import benchmark_balance, benchmark_charts, benchmark_predictions, libraries
 from dashboard import benchmark_work as work
-from dashboard import libraries
+from dashboard.state import AppState
 from nmke.errors import ConfigError, FactError
 from nmke.lifelong import read
+from nmke.lifelong.files import held
 from nmke.methods.ft import FTM
 from tests.app.working_app import FACTS, open_page, said, state_of, wait
 from tests.finished_run import EDITORS, finish_run
@@ -259,6 +261,66 @@ def test_the_select_box_shows_the_raw_predictions_and_they_can_be_filtered(page:
     assert not page.error
 
 
+def test_more_rows_than_a_browser_holds_are_cut_and_said_and_the_files_hold_all(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_predictions, "MOST_ROWS", 2)
+    page.selectbox(key=POINT).set_value(("ROME", 1, 2)).run()
+    assert len(tables(page, "log_p_new")[0]) == 2
+    assert "prompts of ROME, seed 1, after 2 edits; the first 2 are shown" in said(page)
+    assert "benchmark.file.predictions_csv" in [button.key for button in page.get("download_button")]
+    assert not page.error
+
+
+def test_predictions_are_not_read_again_while_the_run_goes_on(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = AppState()
+    monkeypatch.setattr("dashboard.state.get", lambda: mine)
+    first = work.predictions_of(work.open_run("first"), "ROME", 0, 1)
+    with (kept / "runs" / "FT-M-seed1" / "events.jsonl").open("a") as file:
+        file.write('{"event": "resume", "position": 2}\n')
+    assert work.predictions_of(work.open_run("first"), "ROME", 0, 1) is first
+    path = kept / "runs" / "ROME-seed0" / "predictions-1.parquet"
+    path.write_bytes((kept / "runs" / "ROME-seed0" / "predictions-2.parquet").read_bytes())
+    assert len(work.predictions_of(work.open_run("first"), "ROME", 0, 1)) > len(first)
+
+
+def test_a_run_is_read_again_as_far_as_it_changed(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nmke.lifelong.files import EventLog
+
+    mine, real, logs = AppState(), EventLog.read, []
+    monkeypatch.setattr("dashboard.state.get", lambda: mine)
+    monkeypatch.setattr(EventLog, "read", lambda log: (logs.append(log.path.parent.name), real(log))[1])
+    assert work.open_run("first").complete
+    assert len(logs) == 4
+    with (kept / "runs" / "FT-M-seed1" / "events.jsonl").open("a") as file:
+        file.write('{"event": "resume", "position": 2}\n')
+    assert not work.open_run("first").complete
+    assert logs[4:] == ["FT-M-seed1"]
+
+
+def test_what_is_being_written_does_not_count_as_a_change(kept: Path) -> None:
+    before = work.fingerprint(kept)
+    assert "summary.json" in [name for name, _, _ in before]
+    (kept / ".partial-x").mkdir()
+    (kept / ".partial-x" / "summary.json").write_text("{")
+    assert work.fingerprint(kept) == before
+
+
+def test_a_run_at_work_elsewhere_is_watched_and_cannot_be_resumed(folder: Path, kept: Path) -> None:
+    shutil.rmtree(kept / "runs" / "FT-M-seed1")
+    libraries.warm_up().join()
+    with held(kept):
+        page = open_page("benchmark", folder)
+        page.segmented_control(key="benchmark.view").set_value("Results").run()
+        assert "at work in another window or program" in said(page)
+        assert not [button for button in page.button if str(button.key).startswith("benchmark.resume")]
+    page.run()
+    assert [button for button in page.button if str(button.key).startswith("benchmark.resume")]
+    assert not page.error
+
+
 def test_a_point_that_is_no_longer_there_is_forgotten(page: AppTest, kept: Path) -> None:
     page.selectbox(key=POINT).set_value(("ROME", 1, 2)).run()
     shutil.rmtree(kept / "runs" / "ROME-seed1")
@@ -281,12 +343,16 @@ def test_several_runs_are_drawn_side_by_side_under_their_names(page: AppTest, ke
 def test_an_unchanged_rerun_makes_nothing_again(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
-    def counted(name: str) -> Callable[..., Any]:
-        real = getattr(__import__("dashboard.benchmark_charts", fromlist=[name]), name)
+    def counted(module: Any, name: str) -> Callable[..., Any]:
+        real = getattr(module, name)
         return lambda *args, **kwargs: (made.append(name), real(*args, **kwargs))[1]
 
-    for name in ("curves", "radar", "cost"):
-        monkeypatch.setattr(f"dashboard.benchmark_charts.{name}", counted(name))
+    for module, name in (
+        (benchmark_charts, "curves"),
+        (benchmark_balance, "radar"),
+        (benchmark_balance, "cost"),
+    ):
+        monkeypatch.setattr(module, name, counted(module, name))
     monkeypatch.setattr("dashboard.benchmark_work._read", lambda *args: made.append("read"))
     page.run()
     assert made == []
@@ -324,6 +390,11 @@ def test_a_folder_given_by_its_path_is_shown_and_the_own_runs_can_be_added(
     assert _open(page, finished) == ""
     assert page.multiselect(key="benchmark.chosen").value == [str(finished)]
     assert page.multiselect(key="benchmark.chosen").options == ["first", "finished"]
+
+
+def test_a_home_that_nobody_has_is_one_sentence(page: AppTest) -> None:
+    assert "Opening the folder failed" in _open(page, "~nobody-has-this-name/run")
+    assert not page.exception
 
 
 def test_nothing_is_opened_without_a_path(page: AppTest) -> None:
@@ -369,6 +440,7 @@ def test_another_models_run_can_be_read_but_not_resumed(folder: Path, kept: Path
     (kept / "spec.json").write_text(json.dumps(spec))
     page = open_page("benchmark", folder)
     assert "made on another model (big-model)" in said(page)
+    assert "to go on with it" not in said(page), "it is finished"
     assert not [button for button in page.button if str(button.key).startswith("benchmark.resume")]
     assert tables(page, "reliability, T = 2")
 

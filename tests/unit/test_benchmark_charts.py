@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dashboard import benchmark_balance as balance
 from dashboard import benchmark_charts as drawing
 from dashboard import benchmark_tables as tables
 from dashboard.edit_charts import SEQUENCE
@@ -329,11 +330,64 @@ def test_labels_stay_within_their_panel() -> None:
     assert drawing.within([], 100) == []
 
 
+def test_a_name_at_a_panels_upper_edge_does_not_reach_into_its_title() -> None:
+    table = one_run(labels=("NMKE", "AlphaEdit", "ROME")).assign(locality=1.0)
+    figure = drawing.curves(
+        table, drawing.measures_named(("locality",)), drawing.used_lines(table, METHODS), log=True
+    )
+    low, high = figure.layout.yaxis.range
+    notes = [note for note in figure.layout.annotations if note.xref == "x"]
+    highest = max((note.y - low) / (high - low) * drawing.PANEL - note.ay for note in notes)
+    assert highest <= drawing.PANEL - 8
+    assert len(notes) == 3
+
+
 def test_many_lines_have_a_legend_instead_of_names_at_their_ends() -> None:
     figure = curves(one_run(labels=tuple(f"M{n}" for n in range(drawing.LABELLED + 1))))
     assert figure.layout.showlegend
     assert sum(bool(trace.showlegend) for trace in figure.data) == drawing.LABELLED + 1
     assert [note for note in figure.layout.annotations if note.xref == "x"] == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_names_at_the_lines_ends_stay_in_their_panel_on_a_narrow_screen(count: int) -> None:
+    table = one_run(labels=("NMKE", "AlphaEdit", "MEMIT"))
+    measures = drawing.measures_named(tables.CURVES[:count])
+    figure = drawing.curves(table, measures, drawing.used_lines(table, METHODS), log=True)
+    notes = [note for note in figure.layout.annotations if note.xref == "x"]
+    assert len(notes) == 3
+    low, high = figure.layout.xaxis.range
+    panel = 205 * 3 / min(count, 3)
+    for note in notes:
+        name = note.text.split("</span> ")[1]
+        # A stub of 16, the symbol, and letters of 12 pixels' size: capitals are about 8 wide, others 6.5.
+        text = sum(8.0 if letter.isupper() else 6.5 for letter in name)
+        assert (note.x - low) / (high - low) * panel + 16 + 12 + text <= panel + 1
+
+
+def test_names_too_long_for_a_narrow_panel_stand_in_a_legend() -> None:
+    table = tables.side_by_side({"first-try": run_table(), "second-try": run_table()})
+    figure = curves(table)
+    assert [note for note in figure.layout.annotations if note.xref == "x"] == []
+    assert {trace.name for trace in figure.data if trace.showlegend} == set(table["line"])
+    assert drawing.label_room("NMKE · first-try") > drawing.MOST_ROOM >= drawing.label_room("NMKE · run-1")
+
+
+def test_titles_of_panels_stay_in_their_panel() -> None:
+    shown = drawing.curves(
+        one_run().assign(generalization_probability=0.5),
+        drawing.measures_named(("generalization_probability",)),
+        drawing.used_lines(one_run(), METHODS),
+        log=True,
+    )
+    assert shown.layout.annotations[0].text == "generalization (probability), ↑ better"
+
+
+def test_lines_whose_seeds_ended_at_different_t_are_told() -> None:
+    table = one_run(seeds=(0, 1))
+    assert tables.uneven_lines(table) == [], "ROME ended early, but with both seeds"
+    cut = table[~((table["line"] == "NMKE") & (table["seed"] == 1) & (table["T"] == 100))]
+    assert tables.uneven_lines(cut) == ["NMKE"]
 
 
 # ---- cost and balance -------------------------------------------------------------------------------------------
@@ -343,7 +397,7 @@ def test_costs_are_bars_with_whiskers_over_the_seeds() -> None:
     table = one_run(seeds=(0, 2))
     found = tables.cost_at(table, 10)
     look = drawing.used_lines(table, METHODS)
-    figure = drawing.cost(found, look, {line: (line, 0, 10) for line in look})
+    figure = balance.cost(found, look, {line: (line, 0, 10) for line in look})
     seconds, memory = figure.data
     assert list(seconds.x) == [2.0, 2.0]
     assert list(seconds.error_x.array) == [1.0, 1.0]
@@ -355,7 +409,7 @@ def test_the_balance_closes_every_line_and_each_corner_can_be_clicked() -> None:
     table = one_run()
     axes, values = tables.radar_at(table, 10, {"a": {"perplexity": 10.0}})
     look = drawing.used_lines(table, METHODS)
-    figure = drawing.radar(axes, values, look, {line: (line, 0, 10) for line in look})
+    figure = balance.radar(axes, values, look, {line: (line, 0, 10) for line in look})
     first = figure.data[0]
     assert first.theta[0] == first.theta[-1] == "reliability"
     assert first.r[0] == first.r[-1]

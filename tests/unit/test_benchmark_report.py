@@ -108,7 +108,7 @@ def test_every_sign_that_latex_reads_as_markup_is_escaped() -> None:
 
 def test_the_latex_table_has_booktabs_rules_and_as_many_cells_in_every_row() -> None:
     text = latex_table(tables.paper_table(one_run(), ["reliability", "locality"], [1, 100]), "50% of all")
-    assert [rule for rule in (r"\toprule", r"\midrule", r"\bottomrule") if text.count(rule) == 1] != []
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     assert r"\begin{tabular}{lcccc}" in text
     assert r"\multicolumn{2}{c}{$T = 1$} & \multicolumn{2}{c}{$T = 100$}" in text
     assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in text

@@ -438,7 +438,9 @@ def test_an_optimisation_without_numbers_ends_its_entrant(
     monkeypatch.setattr(
         NMKE, "plan", lambda *a: replace(plan(*a), details={"target_probability": [float("nan")]})
     )
-    assert "gave no number" in go(tmp_path / "target", llama, text).status[0]["message"]
+    assert go(tmp_path / "target", llama, text).status[0]["message"] == (
+        "Fact 1: The optimisation of the target gave no number. Lower its learning rate or its clamp."
+    )
 
 
 def test_a_collapsed_entrant_stops_and_stays_stopped(llama: LoadedModel, tmp_path: Path, text: str) -> None:
@@ -451,6 +453,120 @@ def test_a_collapsed_entrant_stops_and_stays_stopped(llama: LoadedModel, tmp_pat
     assert (tmp_path / "reliability" / "runs" / "nmke-seed0" / CHECKPOINT).is_file()
     again = go(tmp_path / "reliability", llama, text, stop_reliability=1.0)
     assert again.events("nmke", 0) == results.events("nmke", 0)
+
+
+@pytest.mark.parametrize(
+    "stop", [{"stop_reliability": 1.0}, {"stop_perplexity": 1.5}], ids=["reliability", "perplexity"]
+)
+def test_a_collapse_is_found_again_when_a_kill_came_before_it_was_written(
+    llama: LoadedModel, tmp_path: Path, text: str, stop: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nmke.lifelong import running
+
+    monkeypatch.setattr(running, "mean_nll", lambda *a: float("nan"))
+    results = go(tmp_path / "run", llama, text, **stop)
+    log = results.folder / "runs" / "nmke-seed0" / EVENTS
+    lines = log.read_text().splitlines(keepends=True)
+    assert '"collapsed"' in lines[-1] and '"mark"' in lines[-2]
+    log.write_text("".join(lines[:-1]))
+    again = go(results.folder, llama, text, **stop)
+    assert again.status == results.status and again.complete
+
+
+def test_ctrl_c_between_an_edit_and_its_line_does_the_edit_again(
+    llama: LoadedModel, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = go(tmp_path / "straight", llama, text)
+    real = EventLog.append
+
+    def interrupted(log: EventLog, event: str, position: int, **values: Any) -> None:
+        if event == "edit" and position == 4:
+            raise KeyboardInterrupt
+        real(log, event, position, **values)
+
+    monkeypatch.setattr(EventLog, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "stopped", llama, text)
+    monkeypatch.setattr(EventLog, "append", real)
+    same(straight, go(tmp_path / "stopped", llama, text))
+
+
+def test_memory_that_runs_out_while_saving_ends_its_entrant_alone_and_a_cancel_stays_a_cancel(
+    llama: LoadedModel, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nmke.lifelong import running
+
+    real, fails = running.save_checkpoint, []
+
+    def failing(session: EditSession, position: int, path: Path) -> None:
+        if position == 4 and "nmke-seed0" in str(path):
+            fails.append(position)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        real(session, position, path)
+
+    class AtFour(Progress):
+        def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+            if stage.startswith("editing") and done == 4:
+                raise Cancelled
+
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    start(straight, llama, FACTS, entrants(text), config(text), "here")
+    run(straight, llama)
+    monkeypatch.setattr(running, "save_checkpoint", failing)
+    start(folder, llama, FACTS, entrants(text), config(text, checkpoint_every=3), "here")
+    with pytest.raises(Cancelled):
+        run(folder, llama, AtFour())
+    assert fails == [4]
+    assert [entry["state"] for entry in read(folder).status] == ["waiting", "waiting"]
+    other = tmp_path / "other"
+    start(other, llama, FACTS, entrants(text), config(text, checkpoint_every=4, marks=(5,)), "here")
+    run(other, llama)
+    assert [entry["state"] for entry in read(other).status] == ["failed", "done"]
+    assert read(other).status[0]["message"].startswith("Saving after 4: The memory ran out.")
+    monkeypatch.setattr(running, "save_checkpoint", real)
+    run(folder, llama)
+    pd.testing.assert_frame_equal(
+        read(straight).table().drop(columns=["seconds_per_edit", "peak_memory_mb"]),
+        read(folder).table().drop(columns=["seconds_per_edit", "peak_memory_mb"]),
+        check_exact=True,
+    )
+
+
+def test_a_judge_may_hand_back_any_number_and_none_where_a_model_is_broken(
+    llama: LoadedModel, tmp_path: Path, text: str
+) -> None:
+    asked: list[int] = []
+
+    def judge(model: LoadedModel) -> dict[str, Any]:
+        asked.append(1)
+        odd = {"odd": 1.0} if len(asked) % 2 else {}
+        return {"float32": torch.tensor(0.25), "broken": float("nan") if len(asked) == 2 else 1.0, **odd}
+
+    start(tmp_path / "run", llama, FACTS, entrants(text)[:1], config(text, seeds=(0, 4), marks=(5,)), "here")
+    run(tmp_path / "run", llama, ability=judge)
+    assert len(asked) == 3
+    mark = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]["nmke"]["marks"]["5"]
+    assert mark["ability"] == {"float32": 0.25, "broken": None, "odd": None}
+
+
+def test_a_perplexity_too_large_for_a_number_is_infinite_and_no_mean_leaves_it_out(
+    llama: LoadedModel, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nmke.lifelong import running
+
+    told = iter([1.0, 2000.0])
+    monkeypatch.setattr(running, "mean_nll", lambda *a: next(told))
+    results = go(tmp_path / "run", llama, text, seeds=(0, 4), marks=(5,))
+    assert results.table()["perplexity"].tolist() == [pytest.approx(2.718281828), float("inf")]
+    mark = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]["nmke"]["marks"]["5"]
+    assert mark["perplexity"] is None and mark["perplexity_nll"] == 1000.5
+
+
+def test_too_little_text_for_the_perplexity_names_a_way_out_that_exists(
+    llama: LoadedModel, tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(EditError, match="Ask for at most .* Then start the run in a new folder"):
+        go(tmp_path / "run", llama, text, perplexity_tokens=10**6)
 
 
 def test_perplexity_over_the_ratio_stops_a_run(
@@ -540,6 +656,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
 
     refused(FactError, "5 edits are wanted.*only 3 facts", FACTS[:3], one, given)
     refused(FactError, "Fact 2: the prompt 'France", (FACTS[0], long, *FACTS), one, given)
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, "context_length", 100)
+        wordy = config(text, generate_tokens=98)
+        refused(FactError, "Fact 1: .* or 98 tokens of free text.*less free text", FACTS, one, wordy)
     refused(ConfigError, "No method is named", FACTS, [], given)
     refused(
         ConfigError,
@@ -569,7 +689,9 @@ def test_a_folder_of_something_else_is_refused(
     for words, arguments in {
         "edits is 5 there and 4 here.*new folder, or repeat": (llama, FACTS, one, config(text, edits=4, marks=(1,))),
         "model.weight_hash is": (gpt2, FACTS, one, config(text)),
-        "data.sha256 is": (llama, FACTS[1:], one, config(text)),
+        "fact 1.prompt is The capital of France is there and The capital of Italy is here": (
+            llama, FACTS[1:], one, config(text),
+        ),
         "nmke.config.ridge is 1.0 there and 2.0 here": (
             llama, FACTS, [Entrant("nmke", "nmke", settings(text, ridge=2.0))], config(text),
         ),
@@ -579,6 +701,10 @@ def test_a_folder_of_something_else_is_refused(
             start(folder, *arguments, "here")
     with pytest.raises(SessionError, match="another model.*weight_hash"):
         run(folder, gpt2)
+    # The same facts of a file that is called and laid out otherwise and holds more are the same run.
+    begun = (folder / "spec.json").read_bytes()
+    start(folder, llama, (*FACTS, FACTS[0]), one, config(text), {"source": "elsewhere", "sha256": "0" * 64})
+    assert (folder / "spec.json").read_bytes() == begun
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(SessionError, match="no lifelong run .cat.jpg.*new folder"):
@@ -675,3 +801,16 @@ def test_facts_are_read_from_named_files_and_the_name_is_checked(
     monkeypatch.setattr(data, "_hub_records", lambda name, _: asked.append(name) or zsre.read_bytes())
     assert read_data("owner/name").facts == read_data("hf:owner/name").facts == found.facts
     assert asked == ["owner/name"] * 2
+
+
+def test_a_hub_that_fails_without_a_word_is_told_by_the_kind_of_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    def failing(name: str) -> list[str]:
+        raise RuntimeError
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", failing)
+    with pytest.raises(ResourceError, match="'owner/name' could not be read: RuntimeError"):
+        read_data("hf:owner/name")

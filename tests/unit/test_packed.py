@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from nmke.loading import LoadedModel
 from nmke.packed import MOST_ROWS, PackedLinear, is_available, pack_linears
 
 needs_kernels = pytest.mark.skipif(not is_available(), reason="this build of torch has no packed kernels")
@@ -85,7 +86,9 @@ def test_maps_of_one_input_are_laid_out_as_one_and_give_the_same(bias: bool) -> 
     plain = Attention(bias).requires_grad_(False)
     packed = copy.deepcopy(plain)
     pack_linears(packed)
-    for _ in range(3):  # alone while it is seen what belongs together, then as one
+    with torch.no_grad():
+        packed(torch.randn(1, 8))
+    for _ in range(2):
         x = torch.randn(2, 5, 8)
         one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
         for module, given in ((packed, one), (plain, other)):
@@ -105,7 +108,7 @@ def test_an_answer_laid_out_as_one_is_never_taken_for_another_input_or_other_wei
     packed = copy.deepcopy(plain)
     pack_linears(packed)
     inputs = [torch.randn(2, 8, requires_grad=True) for _ in range(3)]
-    packed(inputs[0])
+    packed(inputs[0].detach())
     packed.q(inputs[1])
     assert torch.allclose(packed.k(inputs[2]), plain.k(inputs[2]), atol=1e-5)
     packed.q(inputs[2])
@@ -118,3 +121,29 @@ def test_an_answer_laid_out_as_one_is_never_taken_for_another_input_or_other_wei
     with torch.no_grad():
         x.add_(1)
     assert torch.allclose(packed.v(x), plain.v(x), atol=1e-5)
+
+
+@needs_kernels
+def test_the_first_product_has_the_bits_of_all_later_ones() -> None:
+    torch.manual_seed(0)
+    for seen_before in (True, False):
+        packed = Attention(False).requires_grad_(False)
+        pack_linears(packed)
+        x = torch.randn(2, 5, 8, requires_grad=True)
+        if seen_before:
+            packed(x.detach())
+        layouts = dict(packed.q.neighbours._layouts)
+        first = packed(x)
+        packed(x.detach())
+        assert torch.equal(packed(x), first)
+        assert packed.q.neighbours._layouts == layouts
+        assert (layouts[packed.q] is layouts[packed.k]) == seen_before
+
+
+@needs_kernels
+def test_a_replayed_model_has_its_maps_laid_out_before_the_first_gradient(llama: LoadedModel) -> None:
+    assert llama.unhooked is not None
+    attention = llama.unhooked.layers[2].self_attn
+    layouts = attention.q_proj.neighbours._layouts
+    assert layouts[attention.q_proj] is layouts[attention.k_proj] is layouts[attention.v_proj]
+    assert layouts[attention.o_proj] is not layouts[attention.q_proj]
