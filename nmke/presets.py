@@ -30,10 +30,12 @@ class _Verified:
     figures: str
 
 
+#: Layers, d_model, d_mlp and vocabulary of the default model.
+_SMOLLM2_135M = (30, 576, 1536, 49152)
 #: (method, layers, d_model, d_mlp, vocabulary) -> settings that were measured on that model.
 _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType(
     {
-        ("nmke", 30, 576, 1536, 49152): _Verified(
+        ("nmke", *_SMOLLM2_135M): _Verified(
             {
                 "layers": (4, 5, 6, 7, 8),
                 "ridge": 0.1,
@@ -48,36 +50,38 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
             "paraphrases 0.64, locality 0.99. The authors' values reach P(target) 0.57 (facts 1 to 12). How it was "
             "found: benchmarks/presets.md.",
         ),
-        ("alphaedit", 30, 576, 1536, 49152): _Verified(
+        ("alphaedit", *_SMOLLM2_135M): _Verified(
             {"layers": (4, 5, 6, 7, 8)},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) "
             "0.97, paraphrases 0.67, locality 0.99. benchmarks/presets.md.",
         ),
-        ("memit", 30, 576, 1536, 49152): _Verified(
+        ("memit", *_SMOLLM2_135M): _Verified(
             {"layers": (4, 5, 6, 7, 8), "mom2_update_weight": 150.0},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) "
             "0.97, paraphrases 0.66, locality 0.98. The published weight of 15000 writes nothing here (P(target) "
             "0.00, three built-in facts). benchmarks/presets.md.",
         ),
-        ("rome", 30, 576, 1536, 49152): _Verified(
+        ("rome", *_SMOLLM2_135M): _Verified(
             {"layer": 5},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) "
             "0.95, paraphrases 0.75, locality 0.98. benchmarks/presets.md.",
         ),
-        ("ft-l", 30, 576, 1536, 49152): _Verified(
+        ("ft-l", *_SMOLLM2_135M): _Verified(
             {"layer": 20},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 0.91, P(target) "
             "0.83, paraphrases 0.28, locality 0.54. The authors' values. benchmarks/presets.md.",
         ),
-        ("ft-m", 30, 576, 1536, 49152): _Verified(
+        ("ft-m", *_SMOLLM2_135M): _Verified(
             {"layer": 20},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) "
             "0.93, paraphrases 0.31, locality 0.54. The authors' values. benchmarks/presets.md.",
         ),
-        ("kn", 30, 576, 1536, 49152): _Verified(
-            {"follow_sign": True, "fewest": 4, "most": 10, "lambda_old": 0.5, "lambda_new": 1.0}, "FIGURES kn"
+        ("kn", *_SMOLLM2_135M): _Verified(
+            {"follow_sign": True, "fewest": 4, "most": 10, "lambda_old": 0.5, "lambda_new": 1.0},
+            "SmolLM2-135M-Instruct, five built-in facts, each edited alone: P(target) 0.96 to 1.00, locality 0.13: it "
+            "ruins most neighbours. As published it writes one of the five (benchmarks/presets.md).",
         ),
-        ("wise", 30, 576, 1536, 49152): _Verified(
+        ("wise", *_SMOLLM2_135M): _Verified(
             {
                 "layer": 25,
                 "learning_rate": 0.1,
@@ -88,7 +92,8 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
                 "merge_freq": 20,
                 "decoys": 8,
             },
-            "FIGURES wise",
+            "SmolLM2-135M-Instruct, five built-in facts, one after the other: reliability 1.00, P(target) 0.89 to "
+            "0.98, paraphrases 0.30, locality 1.00. Tuned on those very facts (benchmarks/presets.md)",
         ),
     }
 )
