@@ -78,8 +78,8 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
         ),
         ("kn", *_SMOLLM2_135M): _Verified(
             {"follow_sign": True, "fewest": 4, "most": 10, "lambda_old": 0.5, "lambda_new": 1.0},
-            "SmolLM2-135M-Instruct, five built-in facts, each edited alone: P(target) 0.96 to 1.00, locality 0.13: it "
-            "ruins most neighbours. As published it writes one of the five (benchmarks/presets.md).",
+            "SmolLM2-135M-Instruct, CounterFact facts 51 to 60, each edited alone: reliability 0.57, P(target) 0.62, "
+            "paraphrases 0.37, locality 0.35. As published it wrote one of five built-in facts. benchmarks/presets.md.",
         ),
         ("wise", *_SMOLLM2_135M): _Verified(
             {
@@ -92,8 +92,9 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
                 "merge_freq": 20,
                 "decoys": 8,
             },
-            "SmolLM2-135M-Instruct, five built-in facts, one after the other: reliability 1.00, P(target) 0.89 to "
-            "0.98, paraphrases 0.30, locality 1.00. Tuned on those very facts (benchmarks/presets.md)",
+            "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 0.71, P(target) 0.34, "
+            "paraphrases 0.21, locality 0.97. It was tuned on five built-in facts, where reliability is 1.00. "
+            "benchmarks/presets.md.",
         ),
     }
 )
