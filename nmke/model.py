@@ -187,9 +187,10 @@ class EditableModel:
     def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The down projection now active: row ``i`` is neuron ``i``'s value vector. A view; do not write."""
         parameter = self.down_projection(layer)
-        return parameter.data.T if self._is_transposed(layer) else parameter.data
+        return parameter.data.T if self.is_transposed(layer) else parameter.data
 
-    def _is_transposed(self, layer: int) -> bool:
+    def is_transposed(self, layer: int) -> bool:
+        """Whether the stored parameter is ``W_out`` turned around."""
         # A square matrix hides its orientation in its shape, so the bridge's own view decides by its strides.
         parameter = self.down_projection(layer)
         view: Tensor = self.bridge.blocks[layer].mlp.W_out
@@ -198,7 +199,7 @@ class EditableModel:
     def as_stored(self, layer: int, matrix: Float[Tensor, "d_mlp d_model"]) -> Tensor:
         """A matrix in the model's own orientation, dtype and device, laid out contiguously."""
         parameter = self.down_projection(layer)
-        oriented = matrix.T if self._is_transposed(layer) else matrix
+        oriented = matrix.T if self.is_transposed(layer) else matrix
         return oriented.to(device=parameter.device, dtype=parameter.dtype).contiguous()
 
     @contextmanager

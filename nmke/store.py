@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,3 +30,31 @@ def written_atomically(target: Path) -> Iterator[Path]:
         with partial_folder(target.parent) as scratch:
             yield scratch / target.name
             publish(scratch / target.name, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, down to the disk.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values; numbers that JSON does not know become null."""
+    write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: text keys, lists, null for numbers without end."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

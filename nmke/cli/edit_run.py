@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nmke.cli.report import model_record, write_json
+from nmke.cli.report import model_record
 from nmke.cli.terminal import TerminalProgress, warn
 from nmke.config import Config
 from nmke.edit import Edit
@@ -17,6 +17,7 @@ from nmke.loading import LoadedModel
 from nmke.methods import Method
 from nmke.metrics import FORMULAS, FactMeasure, FactReport, compare, mean_scores, measure_fact
 from nmke.session import EditSession
+from nmke.store import write_json
 from nmke.versions import library_versions
 
 STAGES = ("total", "target", "attribution", "keys", "solve")

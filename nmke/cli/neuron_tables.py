@@ -18,9 +18,10 @@ from nmke.cli.options import (
     parse_layers,
     read_fact_file,
 )
-from nmke.cli.report import model_record, write_json
+from nmke.cli.report import model_record
 from nmke.cli.terminal import TerminalProgress, note, say
 from nmke.config import Config
+from nmke.store import write_json
 from nmke.versions import library_versions
 
 if TYPE_CHECKING:

@@ -1,11 +1,6 @@
 """What every result file carries, so that its figures can be made again: model, versions, hashes."""
 
-import json
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from nmke.store import written_atomically
 
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
@@ -26,20 +21,3 @@ def model_record(model: "LoadedModel") -> dict[str, Any]:
         "dtype": model.dtype,
         "conformance": model.conformance.sentence,
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all; numbers that JSON does not know become null."""
-    text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-    with written_atomically(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

@@ -22,11 +22,10 @@ from torch import Tensor
 from nmke.edit import Edit
 from nmke.errors import SessionError
 from nmke.facts import Fact
-from nmke.lifelong.files import plain
 from nmke.model import EditableModel
 from nmke.modules import load_module
 from nmke.session import EditSession
-from nmke.store import written_atomically
+from nmke.store import plain, written_atomically
 
 _RECORD = "record"
 _TURNED = ".T"

@@ -5,9 +5,8 @@ line break is there.
 """
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from nmke.errors import ResourceError, SessionError
 from nmke.storage import PARTIAL, remove, writing
-from nmke.store import written_atomically
+from nmke.store import plain, write_text
 
 SPEC, FACTS, ORDERS, SUMMARY = "spec.json", "facts.jsonl", "orders.json", "summary.json"
 UNEDITED, UNEDITED_ROWS, HELD_OUT = "unedited.json", "unedited.parquet", "held_out.json"
@@ -37,23 +36,6 @@ def predictions_file(folder: Path, label: str, seed: int, mark: int) -> Path:
     return run_folder(folder, label, seed) / f"predictions-{mark}.parquet"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, down to the disk.
-
-    Raises:
-        ResourceError: the disk is full or the folder cannot be written.
-    """
-    with written_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values; numbers that JSON does not know become null."""
-    write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def read_json(path: Path) -> Any:
     """What :func:`write_json` wrote.
 
@@ -68,17 +50,6 @@ def read_json(path: Path) -> Any:
         ) from None
     except ValueError:
         raise ResourceError(f"{path.name} is damaged.", "Start the run in a new folder.") from None
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON has it: text keys, lists, null for numbers without end."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 class EventLog:

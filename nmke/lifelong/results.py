@@ -23,8 +23,8 @@ from nmke.lifelong.files import (
     read_json,
     run_folder,
     state_of,
-    write_json,
 )
+from nmke.store import write_json
 
 #: Scores with an interval; :data:`nmke.metrics.FORMULAS` says how each is computed.
 SCORES = (

@@ -26,7 +26,6 @@ from nmke.lifelong.files import (
     EVENTS,
     EventLog,
     held,
-    plain,
     predictions_file,
     run_folder,
     state_of,
@@ -50,6 +49,7 @@ from nmke.perplexity import mean_nll, perplexity
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession
 from nmke.storage import writing
+from nmke.store import plain
 from nmke.versions import library_versions
 
 _LOG = logging.getLogger(__name__)

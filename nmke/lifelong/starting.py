@@ -14,14 +14,13 @@ from nmke.lifelong.files import (
     ORDERS,
     SPEC,
     read_json,
-    write_json,
-    write_text,
 )
 from nmke.lifelong.spec import Entrant, LifelongConfig, Spec, differences, repeats
 from nmke.loading import LoadedModel
 from nmke.methods import get_method
 from nmke.readers import facts_to_jsonl
 from nmke.storage import PARTIAL, writing
+from nmke.store import write_json, write_text
 from nmke.tokens import encode, encode_continuation, find_subject_last, require_fits
 from nmke.versions import library_versions
 

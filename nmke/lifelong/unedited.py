@@ -12,7 +12,7 @@ import pandas as pd
 
 from nmke.config import Config
 from nmke.errors import EditError, SessionError
-from nmke.lifelong.files import HELD_OUT, UNEDITED, UNEDITED_ROWS, read_json, write_json
+from nmke.lifelong.files import HELD_OUT, UNEDITED, UNEDITED_ROWS, read_json
 from nmke.lifelong.measures import rows_of, scores_of
 from nmke.lifelong.spec import Spec
 from nmke.loading import LoadedModel
@@ -20,7 +20,7 @@ from nmke.metrics import compare, measure_fact
 from nmke.moments import StatisticsConfig
 from nmke.perplexity import HeldOut, hold_out, mean_nll, perplexity
 from nmke.progress import Progress
-from nmke.store import written_atomically
+from nmke.store import write_json, written_atomically
 
 #: Given the model as it is to be judged; returns numbers by name.
 Ability = Callable[[LoadedModel], Mapping[str, float]]

@@ -153,14 +153,13 @@ class _WholePrompts(ForcedLoss):
         model = self.session.model
         with self.session.active(instead={self.layer: self._changed(delta)}), torch.enable_grad():
             parameter = model.down_projection(self.layer)
-            transposed = model.W_out(self.layer).stride() != parameter.stride()
             parameter.requires_grad_(True)
             try:
                 losses = self._losses(model)
                 (found,) = torch.autograd.grad(losses.mean(), parameter)
             finally:
                 parameter.requires_grad_(False)
-        return losses.detach(), (found.T if transposed else found).to(delta)
+        return losses.detach(), (found.T if model.is_transposed(self.layer) else found).to(delta)
 
     def _changed(self, delta: Tensor) -> Tensor:
         return self.session.master(self.layer) + delta

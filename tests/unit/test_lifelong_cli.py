@@ -12,6 +12,7 @@ from nmke.errors import ConfigError, EditError
 from nmke.lifelong import read
 from nmke.methods.nmke import NMKE
 from tests.tiny import make_tiny
+from tests.unit.test_cli import fails_in_one_line
 
 QUICK = ("statistics.text=none", "target.steps=2", "layers=1-2", "attribution.kind=mpc")
 
@@ -46,13 +47,6 @@ def lifelong(model: str, facts: str, out: Path, *more: str) -> Result:
     given = ["lifelong", "-m", model, "-d", facts, "-o", str(out), "-n", "4", "--perplexity-tokens", "0"]
     given += [part for setting in QUICK for part in ("--set", f"nmke.{setting}")]
     return CliRunner().invoke(app, [*given, "--methods", "nmke", *more])
-
-
-def fails_in_one_line(result: Result, words: str) -> None:
-    assert result.exit_code == 1, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(lines) == 1 and words in lines[0], result.stderr
-    assert "Traceback" not in result.output
 
 
 def test_a_run_is_written_told_and_resumed_by_the_same_command(
