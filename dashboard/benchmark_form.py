@@ -25,6 +25,7 @@ _LOOK = FormLook(
     hidden=("marks", "seeds"),
     advanced=("checkpoint_every", "perplexity_text", "generate_tokens"),
     columns=2,
+    names={None: "never"},
 )
 
 

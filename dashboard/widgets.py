@@ -249,9 +249,8 @@ def _control(place: Any, spec: FieldSpec, value: Any, key: str, look: FormLook, 
     if spec.kind == "lines":
         text = place.text_area(**common, **opening, height=110)
         return tuple(line for line in str(text).splitlines() if line.strip())
-    text = str(
-        place.text_input(**common, **opening, placeholder="automatic" if spec.optional else None) or ""
-    )
+    placeholder = look.names.get(None, "automatic") if spec.optional else None
+    text = str(place.text_input(**common, **opening, placeholder=placeholder) or "")
     if spec.optional and not text.strip():
         return None
     return _layers(text, spec, common["label"], look, problems, value) if spec.kind == "layers" else text
@@ -295,7 +294,7 @@ def _number(
     if spec.optional:
         opening, common = (
             {"value": shown} if fresh else {"value": None},
-            {**common, "placeholder": "automatic"},
+            {**common, "placeholder": look.names.get(None, "automatic")},
         )
     number: float | None = place.number_input(step=step, **limits, **common, **opening, **format_)
     return number
