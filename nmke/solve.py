@@ -7,7 +7,7 @@ compared with; the ``_factors`` give the same as two thin factors.
 - :func:`ridge_solve`, :func:`ridge_factors`: protection by a projection (AlphaEdit, NMKE). :mod:`nmke.history` keeps
   their inverse by :func:`absorb_keys` and :func:`woodbury_root`, so that an edit's cost stays flat.
 - :func:`prior_solve`, :func:`prior_factors`: protection by a second moment ``C`` of ordinary keys (MEMIT).
-- :func:`equality_solve`, :func:`equality_factors`: the keys are mapped exactly to their targets (ROME).
+- :func:`equality_solve`, :func:`equality_factors`: the keys are mapped exactly to their targets (ROME, EMMET).
 """
 
 from collections.abc import Callable
@@ -125,35 +125,41 @@ def equality_solve(
     R: Float[Tensor, "d_model fact"],
     C: Float[Tensor, "d_mlp d_mlp"],
     steered_by: Float[Tensor, "d_mlp fact"] | None = None,
+    softening: float = 0.0,
 ) -> Float[Tensor, "d_mlp d_model"]:
     """The update with ``K^T X = R^T`` exactly, by a dense inverse: the plain twin of :func:`equality_factors`.
 
-    ``X = C^-1 L (K^T C^-1 L)^-1 R^T``. With ``L = K`` it is the one that moves ordinary keys least, by ``tr(X^T C X)``
-    (ROME, eq. 2).
+    ``X = C^-1 L (K^T C^-1 L + softening I)^-1 R^T``. With ``L = K`` it is the one that moves ordinary keys least, by
+    ``tr(X^T C X)`` (ROME, eq. 2; EMMET, with the softening of its code).
 
     Args:
         steered_by: ``L``, the keys that give the direction, where they are others than ``K``.
+        softening: above 0 the keys are mapped to their targets only nearly.
     """
     K, R, C = K.double(), R.double(), C.double()
     direction = torch.linalg.inv(C) @ (K if steered_by is None else steered_by.double())
-    return direction @ torch.linalg.inv(K.T @ direction) @ R.T
+    across = K.T @ direction + softening * torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
+    return direction @ torch.linalg.inv(across) @ R.T
 
 
 def equality_factors(
     K: Float[Tensor, "d_mlp fact"],
     R: Float[Tensor, "d_model fact"],
     direction: Float[Tensor, "d_mlp fact"],
+    softening: float = 0.0,
 ) -> tuple[Float[Tensor, "d_mlp fact"], Float[Tensor, "fact d_model"]]:
     """The same update as two thin factors.
 
     Args:
         direction: ``C^-1 L``; ``L`` itself where nothing is known of ordinary keys.
+        softening: added to the diagonal of ``K^T C^-1 L``.
 
     Raises:
         EditError: the keys have nothing in common with the direction, so that no finite update maps them.
     """
     K, R = K.to(direction), R.to(direction)
     across = K.T @ direction
+    across.diagonal().add_(softening)
     left = torch.linalg.solve_ex(across, direction, left=False).result
     if not torch.isfinite(left).all():
         raise EditError(

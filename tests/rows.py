@@ -68,6 +68,11 @@ def memit(text: Path) -> dict[str, Any]:
     return {**values, "mom2_update_weight": 0.01}
 
 
+def emmet(text: Path) -> dict[str, Any]:
+    values = {name: value for name, value in closed_form(text).items() if name != "null_space_threshold"}
+    return {**values, "emmet_lambda": 0.01}
+
+
 def rome(text: Path) -> dict[str, Any]:
     settings = closed_form(text)
     return {"layer": 1, "statistics": settings["statistics"], "target": settings["target"]}
@@ -76,6 +81,7 @@ def rome(text: Path) -> dict[str, Any]:
 ROWS: Mapping[str, Row] = {
     "alphaedit": Row(closed_form, WRITING, (1, 2)),
     "memit": Row(memit, WRITING[:4], (1, 2)),
+    "emmet": Row(emmet, WRITING[:4], (1, 2)),
     "rome": Row(rome, WRITING[:4], (1,)),
     "ft-l": Row(fine_tuning, ("fine-tuning",), (1,)),
     "ft-m": Row(fine_tuning, ("fine-tuning",), (1,)),

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from nmke.errors import EditError
 from nmke.methods.alphaedit import AlphaEdit
 from nmke.methods.base import Method
+from nmke.methods.emmet import EMMET
 from nmke.methods.ft import FTL, FTM
 from nmke.methods.kn import KN
 from nmke.methods.memit import MEMIT
@@ -15,7 +16,7 @@ from nmke.methods.wise import WISE
 
 __all__ = ["Method", "get_method", "methods"]
 
-_ALL: tuple[type[Method], ...] = (NMKE, AlphaEdit, MEMIT, ROME, FTL, FTM, KN, WISE)
+_ALL: tuple[type[Method], ...] = (NMKE, AlphaEdit, MEMIT, ROME, EMMET, FTL, FTM, KN, WISE)
 
 
 def methods() -> Mapping[str, Method]:

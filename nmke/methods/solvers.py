@@ -15,7 +15,15 @@ from nmke.errors import EditError
 from nmke.history import exactly
 from nmke.moments import NullSpace
 from nmke.session import EditSession
-from nmke.solve import exact_dtype, prior_factors, prior_root, ridge_factors, ridge_solve, steadied
+from nmke.solve import (
+    equality_factors,
+    exact_dtype,
+    prior_factors,
+    prior_root,
+    ridge_factors,
+    ridge_solve,
+    steadied,
+)
 
 
 class LayerSolver(ABC):
@@ -90,6 +98,27 @@ class PriorRidge(LayerSolver):
         K_p = K[:, :0] if self._history is None else self._history.history_keys(layer).to(K)
         root = prior_root(steadied(self._moments[layer].to(K.device)), self._weight, K_p, self._ridge)
         return prior_factors(K, R.to(K), root)
+
+
+class EqualityPrior(LayerSolver):
+    """EMMET's: keys are mapped to their targets exactly, up to a softening, and ordinary keys moved least.
+
+    ``X = C'^-1 K (K^T C'^-1 K + softening I)^-1 R^T`` with ``C' = weight C + ridge I``.
+
+    Args:
+        moments: per layer ``C`` [d_mlp, d_mlp].
+    """
+
+    def __init__(self, moments: Mapping[int, Tensor], weight: float, ridge: float, softening: float) -> None:
+        self._moments, self._weight, self._ridge, self._softening = moments, weight, ridge, softening
+
+    def solve(
+        self, layer: int, K: Float[Tensor, "d_mlp fact"], R: Float[Tensor, "d_model fact"]
+    ) -> tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]:
+        K = exactly(K)
+        C = steadied(self._moments[layer].to(K.device))
+        direction = torch.cholesky_solve(K, prior_root(C, self._weight, K[:, :0], self._ridge))
+        return equality_factors(K, R, direction, self._softening)
 
 
 class SelectedRidge(LayerSolver):
