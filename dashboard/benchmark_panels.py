@@ -131,7 +131,7 @@ def _curves(
             key="benchmark.measures",
             persist_state="session",
             help="One panel a measure. "
-            + " ".join(f"{m.title.capitalize()}: {m.meaning}" for m in known[:5]),
+            + " ".join(f"{by_name[name].title.capitalize()}: {by_name[name].meaning}" for name in usual),
             width="stretch",
             **opening,
         )

@@ -85,7 +85,8 @@ def show(runs: Sequence[work.Run], points: Sequence[Point]) -> None:
             selection_mode="multi",
             key="benchmark.kinds",
             persist_state="session",
-            help="None chosen shows all. Neighborhood prompts are about other subjects and should keep their answers.",
+            help="None chosen shows all. Neighborhood prompts are about other subjects and should keep their answers; "
+            "portability prompts ask what follows from the new answer.",
         )
         words = st.text_input(
             "Words",

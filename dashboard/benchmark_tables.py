@@ -112,8 +112,8 @@ INTERVALS = (
     "95% bootstrap intervals over the facts (the widest of the seeds), and of measures without facts the lowest and "
     "the highest seed"
 )
-CURVES = ("reliability", "generalization", "locality", "perplexity", "drift")
-TABLED = ("reliability", "generalization", "locality", "perplexity")
+CURVES = ("reliability", "generalization", "locality", "perplexity", "drift", "portability")
+TABLED = ("reliability", "generalization", "locality", "perplexity", "portability")
 
 
 def side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -121,6 +121,7 @@ def _report(report: "FactReport") -> None:
     st.caption(
         "Greedy answers, always read them beside the scores: scores alone mislead. Neighbours are about other "
         "subjects and should answer as before."
+        + (" Conclusions follow from the new answer (portability)." if report.fact.portability else "")
     )
 
 

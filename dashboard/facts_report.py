@@ -50,9 +50,9 @@ def scores_of(report: "FactReport") -> list[Score]:
     from nmke.metrics import FORMULAS
 
     found = []
-    for name in ("reliability", "generalization", "locality"):
+    for name in ("reliability", "generalization", "locality", "portability"):
         other = f"{name}_probability"
-        tokens, probability = report.scores[name], report.scores[other]
+        tokens, probability = report.scores[name], report.scores.get(other)
         if tokens is None:
             continue
         value, formula = f"**{say_score(tokens)}**", f"{name.capitalize()}: {FORMULAS[name]}."
@@ -64,7 +64,7 @@ def scores_of(report: "FactReport") -> list[Score]:
 
 
 def answer_table(report: "FactReport") -> pd.DataFrame:
-    """What the model says to the prompt, its paraphrases and neighbours, before and after."""
+    """What the model says to the prompt, its paraphrases, neighbours and conclusions, before and after."""
     fact, before, after = report.fact, report.before, report.after
     rows = [("edit prompt", fact.prompt, fact.target_new, before.continuation, after.continuation)]
     rows += [
@@ -77,6 +77,12 @@ def answer_table(report: "FactReport") -> pd.DataFrame:
         ("neighbour", neighbor.prompt, neighbor.answer or "as before", old, new)
         for neighbor, old, new in zip(
             fact.neighborhood, before.neighbor_continuations, after.neighbor_continuations, strict=True
+        )
+    ]
+    rows += [
+        ("conclusion", one.prompt, one.answer, old, new)
+        for one, old, new in zip(
+            fact.portability, before.portability_continuations, after.portability_continuations, strict=True
         )
     ]
     return pd.DataFrame(rows, columns=["what", "prompt", "wanted", "answer before", "answer after"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmke.errors import FactError
-from nmke.facts import Fact, Neighbor, is_blank
+from nmke.facts import Consequence, Fact, Neighbor, is_blank
 
 #: The table's columns, in order; the last two are kept but not shown.
 COLUMNS = (
@@ -15,11 +15,12 @@ COLUMNS = (
     "target_true",
     "paraphrases",
     "neighborhood",
+    "portability",
     "relation",
     "case_id",
 )
-LISTS = ("paraphrases", "neighborhood")
-#: Stands between a neighbourhood prompt and its answer.
+LISTS = ("paraphrases", "neighborhood", "portability")
+#: Stands between a neighbourhood prompt or a portability question and its answer.
 ARROW = "→"
 
 Row = dict[str, Any]
@@ -46,6 +47,7 @@ def to_row(fact: Fact) -> Row:
         "neighborhood": [
             f"{n.prompt} {ARROW} {n.answer}" if n.answer else n.prompt for n in fact.neighborhood
         ],
+        "portability": [f"{one.prompt} {ARROW} {one.answer}" for one in fact.portability],
         "relation": fact.relation,
         "case_id": fact.case_id,
     }
@@ -62,6 +64,9 @@ def to_fact(row: Mapping[str, Any]) -> Fact:
         **texts,
         paraphrases=tuple(text for text in _texts(row.get("paraphrases")) if not is_blank(text)),
         neighborhood=tuple(_neighbor(text) for text in _texts(row.get("neighborhood")) if not is_blank(text)),
+        portability=tuple(
+            _consequence(text) for text in _texts(row.get("portability")) if not is_blank(text)
+        ),
     )
 
 
@@ -97,6 +102,17 @@ def _texts(value: Any) -> list[str]:
 def _neighbor(text: str) -> Neighbor:
     prompt, arrow, answer = text.rpartition(ARROW)
     return Neighbor(prompt, answer) if arrow else Neighbor(answer)
+
+
+def _consequence(text: str) -> Consequence:
+    prompt, arrow, answer = text.rpartition(ARROW)
+    if not arrow:
+        raise FactError(
+            f"The conclusion {text.strip()!r} has no answer.",
+            f"Write it as: prompt {ARROW} answer.",
+            "portability",
+        )
+    return Consequence(prompt, answer)
 
 
 def _finds_itself(fact: Fact) -> bool:

@@ -43,11 +43,33 @@ class Neighbor:
     answer: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", _checked(self.prompt, "neighborhood"))
-        object.__setattr__(self, "answer", _checked(self.answer, "neighborhood"))
-        if is_blank(self.prompt):
+        _check_question(self, "neighborhood")
+
+
+@dataclass(frozen=True)
+class Consequence:
+    """A prompt whose answer follows from an edit, though the edit does not say it: a portability question.
+
+    After "The capital of France is Rome", "The country whose capital is Rome is" goes on with "France".
+
+    Args:
+        prompt: text that ends where the answer begins; it need not name the subject.
+        answer: what the edited model should say.
+
+    Raises:
+        FactError: when the prompt or the answer is blank, or is not text.
+    """
+
+    prompt: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        _check_question(self, "portability")
+        if is_blank(self.answer):
             raise FactError(
-                "A neighbourhood prompt is empty.", "Write the prompt, or remove the entry.", "neighborhood"
+                f"The portability question {self.prompt!r} has no answer.",
+                "Write what follows from the edit, or remove the entry.",
+                "portability",
             )
 
 
@@ -65,6 +87,7 @@ class Fact:
         target_true: the answer before the edit; may be empty.
         paraphrases: the same question in other words, for measuring generalisation.
         neighborhood: prompts about other subjects, for measuring locality.
+        portability: questions whose answers follow from the edit, for measuring portability.
         case_id: the fact's name in the file it came from.
         relation: the name of its relation, for grouping.
         subject_start: character offset of the subject in the prompt; found by itself when the subject stands
@@ -80,6 +103,7 @@ class Fact:
     target_true: str = ""
     paraphrases: tuple[str, ...] = ()
     neighborhood: tuple[Neighbor, ...] = ()
+    portability: tuple[Consequence, ...] = ()
     case_id: str = ""
     relation: str = ""
     subject_start: int | None = None
@@ -110,7 +134,8 @@ class Fact:
         object.__setattr__(self, "prompt", prompt)
         object.__setattr__(self, "subject_start", start)
         object.__setattr__(self, "paraphrases", self._checked_paraphrases())
-        object.__setattr__(self, "neighborhood", self._checked_neighborhood())
+        object.__setattr__(self, "neighborhood", _questions(self.neighborhood, "neighborhood"))
+        object.__setattr__(self, "portability", _questions(self.portability, "portability"))
 
     def _refuse_blanks(self) -> None:
         if all(is_blank(text) for text in (self.prompt, self.subject, self.target_new)):
@@ -148,17 +173,6 @@ class Fact:
             paraphrases.append(text.replace(PLACE, self.subject))
         return tuple(paraphrases)
 
-    def _checked_neighborhood(self) -> tuple[Neighbor, ...]:
-        neighbors = tuple(_sequence(self.neighborhood, "neighborhood"))
-        for neighbor in neighbors:
-            if not isinstance(neighbor, Neighbor):
-                raise FactError(
-                    f"A neighbourhood entry is of type {type(neighbor).__name__}.",
-                    "Give each as Neighbor(prompt, answer).",
-                    "neighborhood",
-                )
-        return neighbors
-
     @property
     def template(self) -> str:
         """The prompt with ``{}`` in the subject's place."""
@@ -173,7 +187,10 @@ class Fact:
             "target_new": self.target_new,
             "target_true": self.target_true,
             "paraphrases": list(self.paraphrases),
-            "neighborhood": [{"prompt": n.prompt, "answer": n.answer} for n in self.neighborhood],
+            **{
+                name: [{"prompt": one.prompt, "answer": one.answer} for one in getattr(self, name)]
+                for name in _QUESTIONS
+            },
             "case_id": self.case_id,
             "relation": self.relation,
             "subject_start": self.subject_start,
@@ -195,10 +212,11 @@ class Fact:
         for name in ("prompt", "subject", "target_new"):
             if name not in values:
                 raise FactError(f"The {name} is missing.", f"Add the field {name}.", name)
-        neighbors = tuple(
-            _neighbor(item) for item in _sequence(values.get("neighborhood", ()), "neighborhood")
-        )
-        return cls(**{**values, "neighborhood": neighbors})
+        questions = {
+            name: tuple(_question(item, name) for item in _sequence(values.get(name, ()), name))
+            for name in _QUESTIONS
+        }
+        return cls(**{**values, **questions})
 
 
 def is_blank(text: str) -> bool:
@@ -237,15 +255,46 @@ def _sequence(value: object, field: str) -> Sequence[Any]:
     return value
 
 
-def _neighbor(item: object) -> Neighbor:
-    if isinstance(item, Neighbor):
+# Field -> what an entry of it is, and what messages call it.
+_QUESTIONS: Mapping[str, tuple[type[Neighbor] | type[Consequence], str]] = {
+    "neighborhood": (Neighbor, "neighbourhood"),
+    "portability": (Consequence, "portability"),
+}
+
+
+def _check_question(question: Neighbor | Consequence, field: str) -> None:
+    """Trim both texts; refuse what no tokenizer can read, and an empty prompt."""
+    for name in ("prompt", "answer"):
+        object.__setattr__(question, name, _checked(getattr(question, name), field))
+    if is_blank(question.prompt):
+        raise FactError(
+            f"A {_QUESTIONS[field][1]} prompt is empty.", "Write the prompt, or remove the entry.", field
+        )
+
+
+def _questions(value: object, field: str) -> tuple[Any, ...]:
+    questions = tuple(_sequence(value, field))
+    kind, word = _QUESTIONS[field]
+    for question in questions:
+        if not isinstance(question, kind):
+            raise FactError(
+                f"A {word} entry is of type {type(question).__name__}.",
+                f"Give each as {kind.__name__}(prompt, answer).",
+                field,
+            )
+    return questions
+
+
+def _question(item: object, field: str) -> Neighbor | Consequence:
+    kind, word = _QUESTIONS[field]
+    if isinstance(item, kind):
         return item
     if isinstance(item, Mapping) and "prompt" in item and set(item) <= {"prompt", "answer"}:
-        return Neighbor(item["prompt"], item.get("answer", ""))
+        return kind(item["prompt"], item.get("answer", ""))
     raise FactError(
-        "A neighbourhood entry is not an object with prompt and answer.",
+        f"A {word} entry is not an object with prompt and answer.",
         'Write it as {"prompt": "...", "answer": "..."}.',
-        "neighborhood",
+        field,
     )
 
 

@@ -22,6 +22,8 @@ FORMULAS: Mapping[str, str] = {
     "locality": "share of argmax tokens on neighbourhood prompts, teacher-forced with their own answer, that are the "
     "same as before the edit",
     "locality_probability": "share of neighbourhood prompts with P(answer) > P(target_new) (CounterFact)",
+    "portability": "share of the answer's tokens that are the argmax under teacher forcing, mean over the questions "
+    "that follow from the edit",
     "target_probability": "probability of target_new's first token after the edit prompt",
 }
 
@@ -60,7 +62,9 @@ class FactMeasure:
         paraphrases_new, paraphrases_true: the same for each paraphrase.
         neighbors_own, neighbors_new: answers to each neighbourhood prompt with its own answer (or none: only the
             next token) and with target_new.
-        continuation, paraphrase_continuations, neighbor_continuations: greedy text, empty when not asked for.
+        portability: answers to each portability question with its own answer forced.
+        continuation, paraphrase_continuations, neighbor_continuations, portability_continuations: greedy text,
+            empty when not asked for.
     """
 
     new: Answer
@@ -69,9 +73,11 @@ class FactMeasure:
     paraphrases_true: tuple[Answer, ...]
     neighbors_own: tuple[Answer, ...]
     neighbors_new: tuple[Answer, ...]
+    portability: tuple[Answer, ...] = ()
     continuation: str = ""
     paraphrase_continuations: tuple[str, ...] = ()
     neighbor_continuations: tuple[str, ...] = ()
+    portability_continuations: tuple[str, ...] = ()
 
     @property
     def target_probability(self) -> float:
@@ -95,6 +101,7 @@ class FactReport:
     generalization_probability: float | None
     locality: float | None
     locality_probability: float | None
+    portability: float | None
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -156,6 +163,7 @@ def compare(fact: Fact, before: FactMeasure, after: FactMeasure) -> FactReport:
                 if own.target
             ]
         ),
+        portability=_mean([answer.share for answer in after.portability]),
     )
 
 
@@ -227,12 +235,18 @@ def _measure(model: EditableModel, fact: Fact, generate_tokens: int) -> FactMeas
         "paraphrases_true": [(text, true) for text in fact.paraphrases] if true else [],
         "neighbors_own": [(neighbor.prompt, neighbor.answer) for neighbor in neighbors],
         "neighbors_new": [(neighbor.prompt, new) for neighbor in neighbors],
+        "portability": [(one.prompt, one.answer) for one in fact.portability],
     }
     answers = iter(answer_all(model, [pair for pairs in groups.values() for pair in pairs]))
     found = {name: tuple(next(answers) for _ in pairs) for name, pairs in groups.items()}
-    texts = [fact.prompt, *fact.paraphrases, *(neighbor.prompt for neighbor in neighbors)]
+    texts = [
+        fact.prompt,
+        *fact.paraphrases,
+        *(prompt for prompt, _ in groups["neighbors_own"] + groups["portability"]),
+    ]
     written = model.generate(texts, generate_tokens)
     split = 1 + len(fact.paraphrases)
+    last = split + len(neighbors)
     return FactMeasure(
         new=found["new"][0],
         true=found["true"][0] if true else None,
@@ -240,9 +254,11 @@ def _measure(model: EditableModel, fact: Fact, generate_tokens: int) -> FactMeas
         paraphrases_true=found["paraphrases_true"],
         neighbors_own=found["neighbors_own"],
         neighbors_new=found["neighbors_new"],
+        portability=found["portability"],
         continuation=written[0],
         paraphrase_continuations=tuple(written[1:split]),
-        neighbor_continuations=tuple(written[split:]),
+        neighbor_continuations=tuple(written[split:last]),
+        portability_continuations=tuple(written[last:]),
     )
 
 

@@ -5,7 +5,8 @@ Known are CounterFact (ROME form), EasyEdit's form, ZsRE (MEND form), KnowEdit a
 (:mod:`nmke.readers_table`). A bad row becomes a :class:`RowProblem`; the good rows stay, also repeated ones.
 
 ZsRE is edited to ``alt``, as EasyEdit and the papers after it do; ROME and MEMIT edit to the first of
-``answers``, which ``zsre_target="answers"`` does here.
+``answers``, which ``zsre_target="answers"`` does here. Its portability questions follow from ``alt``: edited to
+``answers``, a fact has none.
 """
 
 import codecs

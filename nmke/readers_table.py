@@ -2,7 +2,8 @@
 
 The columns are ``prompt``, ``subject``, ``target_new`` and, where wanted, ``target_true``, ``paraphrase_1``,
 ``paraphrase_2``... (or ``paraphrases``, split at ``|``), ``neighborhood_1``, ``neighborhood_answer_1``...,
-``case_id``, ``relation``, ``subject_start``. A table may also use the names of EasyEdit or of ZsRE.
+``portability_1``, ``portability_answer_1``..., ``case_id``, ``relation``, ``subject_start``. A table may also use the
+names of EasyEdit or of ZsRE.
 """
 
 import csv
@@ -16,6 +17,7 @@ from nmke.readers_forms import PLAIN_COLUMNS
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _REQUIRED = ({"prompt", "subject", "target_new"}, {"src", "subject", "alt"})
+_QUESTIONS = ("neighborhood", "portability")
 _REMEDY = "Its first line must name the columns, at least: prompt, subject, target_new."
 _TOLD = re.compile(r"\s*sep=(.)\s*?\r?\n", re.IGNORECASE)
 
@@ -44,14 +46,17 @@ def facts_to_csv(facts: Iterable[Fact]) -> str:
     """A table with commas that :func:`~nmke.readers.read_facts` reads back to the same facts."""
     rows = [_row(fact) for fact in facts]
     used = {name for row in rows for name, cell in row.items() if cell}
-    counts = [
-        max((int(name.rpartition("_")[2]) for name in used if name.rpartition("_")[0] == kind), default=0)
-        for kind in ("paraphrase", "neighborhood")
-    ]
-    columns = [*PLAIN_COLUMNS[:4], *(f"paraphrase_{i}" for i in range(1, counts[0] + 1))]
-    for i in range(1, counts[1] + 1):
-        columns += [f"neighborhood_{i}", f"neighborhood_answer_{i}"]
-    columns += [name for name in PLAIN_COLUMNS[6:] if name in used]
+    counts = {
+        kind: max(
+            (int(name.rpartition("_")[2]) for name in used if name.rpartition("_")[0] == kind), default=0
+        )
+        for kind in ("paraphrase", *_QUESTIONS)
+    }
+    columns = [*PLAIN_COLUMNS[:4], *(f"paraphrase_{i}" for i in range(1, counts["paraphrase"] + 1))]
+    for kind in _QUESTIONS:
+        for i in range(1, counts[kind] + 1):
+            columns += [f"{kind}_{i}", f"{kind}_answer_{i}"]
+    columns += [name for name in ("case_id", "relation", "subject_start") if name in used]
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore")
     writer.writeheader()
@@ -72,8 +77,9 @@ def _row(fact: Fact) -> dict[str, str]:
     }
     for i, text in enumerate(fact.paraphrases, start=1):
         row[f"paraphrase_{i}"] = text
-    for i, neighbor in enumerate(fact.neighborhood, start=1):
-        row[f"neighborhood_{i}"], row[f"neighborhood_answer_{i}"] = neighbor.prompt, neighbor.answer
+    for kind in _QUESTIONS:
+        for i, question in enumerate(getattr(fact, kind), start=1):
+            row[f"{kind}_{i}"], row[f"{kind}_answer_{i}"] = question.prompt, question.answer
     return row
 
 

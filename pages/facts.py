@@ -35,6 +35,12 @@ COLUMN_HELP = {
         width=150,
         help=f"Prompts about other subjects that must keep their answer, written as: prompt {rows.ARROW} answer.",
     ),
+    "portability": st.column_config.ListColumn(
+        "Conclusions",
+        width=150,
+        help="What else must be true after the edit; measures whether the model draws the conclusions (portability). "
+        f"Written as: prompt {rows.ARROW} answer.",
+    ),
     "relation": st.column_config.TextColumn("Relation", help="A name for grouping; may stay empty."),
 }
 

@@ -84,7 +84,7 @@ def _tell(report: dict) -> None:
     means, seconds = report["means"], report["seconds_per_edit"]
     figures = [
         f"{name} {means[name]:.3f}"
-        for name in ("reliability", "generalization", "locality", "target_probability")
+        for name in ("reliability", "generalization", "locality", "portability", "target_probability")
         if means.get(name) is not None
     ]
     done = f"{len(report['facts'])} facts edited" + (

@@ -75,6 +75,20 @@ def lifelong(
         float | None,
         typer.Option(help="Stop one whose perplexity is over so many times the unedited model's."),
     ] = None,
+    abilities: Annotated[
+        str,
+        typer.Option(help="Judged at every mark, as a,b,c of: mmlu, gsm8k, commonsense_qa, bbh, humaneval."),
+    ] = "",
+    ability_limit: Annotated[
+        int | None,
+        typer.Option(help="Questions of each ability; of MMLU of each subject, of BBH of each task."),
+    ] = 50,
+    ability_data: Annotated[
+        str, typer.Option(help="Folder with the abilities' questions; without, package index or hub.")
+    ] = "",
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Yes, run the code the model writes for HumanEval, confined.")
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
@@ -97,6 +111,10 @@ def lifelong(
         perplexity_text=perplexity_text,
         stop_reliability=stop_reliability,
         stop_perplexity=stop_perplexity,
+        abilities=tuple(name.strip() for name in abilities.split(",") if name.strip()),
+        ability_limit=ability_limit,
+        ability_data=ability_data,
+        ability_run_code=run_code,
     )
     chosen = read_entrants(methods, entrant, settings)  # mistakes are told before the model is loaded
     from nmke.lifelong import read, read_data, run, start
@@ -222,7 +240,7 @@ def _tell(results: "Results") -> None:
             last = mine.iloc[-1]
             told = [
                 f"{name} {last[name]:.3f}"
-                for name in ("reliability", "generalization", "locality")
+                for name in ("reliability", "generalization", "locality", "portability")
                 if last[name] == last[name]
             ]
             figures = f"; at {int(last['T'])}: {', '.join(told)}"

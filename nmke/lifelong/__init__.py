@@ -6,6 +6,7 @@ stopped or killed, ``read`` shows what is there at any time. The folder::
     spec.json  facts.jsonl  orders.json      what is run, the facts in file order, their order for each seed
     held_out.json                            the tokens of the perplexity
     unedited.json  unedited.parquet          the model before any edit
+    abilities.json                           what general ability is judged on, where it is
     runs/LABEL-seedK/events.jsonl            one line per edit, mark, resume, stop, failure
     runs/LABEL-seedK/predictions-T.parquet   what the model said about every fact so far
     runs/LABEL-seedK/checkpoint.safetensors  matrices, modules, keys and edit records

@@ -19,6 +19,7 @@ from nmke.store import plain, write_text
 
 SPEC, FACTS, ORDERS, SUMMARY = "spec.json", "facts.jsonl", "orders.json", "summary.json"
 UNEDITED, UNEDITED_ROWS, HELD_OUT = "unedited.json", "unedited.parquet", "held_out.json"
+ABILITIES = "abilities.json"
 EVENTS, CHECKPOINT, LOCK = "events.jsonl", "checkpoint.safetensors", ".lock"
 #: How long a start waits for somebody who only looks whether the run is going on.
 SECONDS_FOR_LOCK = 2.0

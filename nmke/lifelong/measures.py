@@ -19,16 +19,13 @@ DRAWS, LEVEL, BOOTSTRAP_SEED = 1000, 0.95, 0
 
 
 def scores_of(reports: Sequence[FactReport]) -> dict[str, float | None]:
-    """Mean of every score over the facts that have it, with ``<name>_low`` and ``<name>_high``; None without any.
-
-    ``portability`` is None: a fact has no questions for it.
-    """
+    """Mean of every score over the facts that have it, with ``<name>_low`` and ``<name>_high``; None without any."""
     found: dict[str, float | None] = {}
     for name in SCORES:
         values = [score for report in reports if (score := getattr(report, name)) is not None]
         found[name] = sum(values) / len(values) if values else None
         found[f"{name}_low"], found[f"{name}_high"] = bootstrap(values)
-    return {**found, "portability": None}
+    return found
 
 
 def bootstrap(
@@ -56,11 +53,11 @@ def with_neighbors_before(measure: FactMeasure, argmax: Sequence[Sequence[int]])
 
 
 def rows_of(report: FactReport, decode: Any, **about: Any) -> list[dict[str, Any]]:
-    """One row per prompt of a fact: its edit prompt, paraphrases and neighbourhood prompts.
+    """One row per prompt of a fact: its edit prompt, paraphrases, neighbourhood prompts and portability questions.
 
     ``share`` is what the row adds to its token score: the share of target tokens that are the argmax, and for a
     neighbourhood prompt the share of argmax tokens that are the unedited model's; ``kept`` says that all are. A
-    neighbourhood row's ``target_true`` is its own answer.
+    neighbourhood row's ``target_true`` is its own answer, a portability row's ``target_new``.
 
     Args:
         decode: makes a text of token ids.
@@ -99,6 +96,9 @@ def rows_of(report: FactReport, decode: Any, **about: Any) -> list[dict[str, Any
             "kept": all(same),
         }
         rows.append(row("neighborhood", new, None, _at(after.neighbor_continuations, number), **more))
+    for number, own in enumerate(after.portability):
+        text = _at(after.portability_continuations, number)
+        rows.append(row("portability", own, None, text, target_new=own.target))
     return rows
 
 

@@ -34,11 +34,11 @@ SCORES = (
     "generalization_probability",
     "locality",
     "locality_probability",
+    "portability",
 )
 #: Columns of the table after label, method, seed and T.
 FIGURES = (
     *SCORES,
-    "portability",
     "drift",
     "drift_cosine",
     "perplexity",

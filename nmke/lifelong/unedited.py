@@ -112,11 +112,10 @@ def _measure(
             measure = measure_fact(model, fact, spec.config.generate_tokens if index < SAMPLES else 0)
         report = compare(fact, measure, measure)
         reports.append(report)
+        own = iter(measure.neighbors_own)
         for row in rows_of(report, model.tokenizer.decode, fact=index):
-            rows.append({**row, "argmax": None})
-        first = len(rows) - len(measure.neighbors_own)
-        for row, answer in zip(rows[first:], measure.neighbors_own, strict=True):
-            row["argmax"] = list(answer.argmax)
+            kept = list(next(own).argmax) if row["kind"] == "neighborhood" else None
+            rows.append({**row, "argmax": kept})
     figures: dict[str, Any] = {"n": len(reports), **scores_of(reports)}
     if held_out is not None:
         with model.weights_in({}):

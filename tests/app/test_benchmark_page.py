@@ -239,10 +239,11 @@ def test_a_finished_run_shows_curves_table_cost_and_balance_without_a_model(page
         "generalization",
         "locality",
         "drift",
+        "portability",
     ]
     paper = tables(page, "method")[-1]
     assert paper["method"].tolist() == [label for label, _ in EDITORS]
-    assert "reliability, T = 2" in paper
+    assert {"reliability, T = 2", "portability, T = 2"} <= set(paper)
     assert "seeds: 0, 1" in said(page)
     assert state_of(page).kept.newest("benchmark.cost")["data"]
     assert state_of(page).kept.newest("benchmark.radar")["data"]
@@ -253,7 +254,7 @@ def test_the_select_box_shows_the_raw_predictions_and_they_can_be_filtered(page:
     assert not tables(page, "log_p_new")
     page.selectbox(key=POINT).set_value(("ROME", 1, 2)).run()
     shown = tables(page, "log_p_new")[0]
-    assert sorted(shown["kind"].unique()) == ["neighborhood", "paraphrase", "prompt"]
+    assert sorted(shown["kind"].unique()) == ["neighborhood", "paraphrase", "portability", "prompt"]
     page.text_input(key="benchmark.words").set_value("spain").run()
     assert tables(page, "log_p_new")[0]["subject"].tolist() == ["Spain"]
     page.text_input(key="benchmark.words").set_value("nothing like this").run()

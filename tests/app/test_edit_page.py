@@ -92,10 +92,16 @@ def test_an_edit_is_applied_and_shown_before_and_after(edited: AppTest) -> None:
     assert _session(edited).version == 1
     assert "Applied: the model is now at edit version 1" in said(edited)
     scores = {str(line.value).split(" ")[0]: line for line in edited.markdown if line.help}
-    assert {"Reliability", "Generalization", "Locality"} <= set(scores)
+    assert {"Reliability", "Generalization", "Locality", "Portability"} <= set(scores)
+    assert "follow from the edit" in scores["Portability"].help
     assert "teacher forcing" in scores["Reliability"].help
     report = state_of(edited).settings["edit.results"][_session(edited).digest].reports[0]
-    assert answer_table(report)["what"].tolist() == ["edit prompt", "paraphrase", "neighbour"]
+    answers = answer_table(report)
+    assert answers["what"].tolist() == ["edit prompt", "paraphrase", "neighbour", "conclusion"]
+    assert answers["wanted"].tolist()[-1] == "France"
+    assert answers["answer before"].iloc[-1] == report.before.portability_continuations[0] != ""
+    assert answers["answer after"].iloc[-1] == report.after.portability_continuations[0]
+    assert "Conclusions follow from the new answer" in said(edited)
     changes = next(table.value for table in edited.dataframe if "parameters" in table.value)
     assert changes["neurons"].tolist() == [patch.neurons for patch in _session(edited).edits[0].patches]
     assert "Null space kept:" in said(edited)

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import facts_table, rows
 from nmke.examples import builtin_facts
-from nmke.facts import Fact, Neighbor
+from nmke.facts import Consequence, Fact, Neighbor
 from tests.app.conftest import clean, finish, go, load, state_of, words
 
 FRANCE = Fact("The capital of France is", "France", "Rome", "Paris")
@@ -21,6 +21,10 @@ RICH = Fact(
     "Rome",
     ("Italy's capital is", "The seat of government of {} is in"),
     (Neighbor("The capital of Spain is", "Madrid"), Neighbor("The capital of Peru is")),
+    (
+        Consequence("The country whose capital is Madrid is", "Italy"),
+        Consequence("Italy is ruled from", "Madrid"),
+    ),
     relation="capital",
     case_id="7",
 )
@@ -57,6 +61,19 @@ def test_bad_rows_are_reported_and_the_good_ones_stay() -> None:
     assert facts == (FRANCE,)
     assert [(problem.row, problem.field) for problem in problems] == [(1, "subject"), (4, "target_new")]
     assert all(problem.problem and problem.remedy for problem in problems)
+
+
+def test_a_conclusion_without_an_answer_is_a_problem_with_its_remedy() -> None:
+    row = {**rows.to_row(RICH), "portability": ["The country whose capital is Madrid is", " "]}
+    facts, problems = rows.read_rows([row])
+    assert facts == ()
+    assert [(problem.row, problem.field) for problem in problems] == [(1, "portability")]
+    assert "prompt → answer" in problems[0].remedy
+
+
+def test_rows_from_before_conclusions_are_facts_still() -> None:
+    row = {name: cell for name, cell in rows.to_row(RICH).items() if name != "portability"}
+    assert rows.to_fact(row).portability == ()
 
 
 def test_a_few_examples_cover_many_relations() -> None:
@@ -113,6 +130,10 @@ def test_an_upload_adds_its_facts_and_lists_its_bad_rows(page: AppTest) -> None:
     upload(page, "\n".join(json.dumps(line) for line in lines))
     clean(page)
     assert state_of(page).facts == (FRANCE, RICH)
+    assert list(page.data_editor[0].value["portability"].iloc[1]) == [
+        "The country whose capital is Madrid is → Italy",
+        "Italy is ruled from → Madrid",
+    ]
     assert "2 facts added from facts.jsonl; 1 row could not be used:" in words(page)
     listed = page.dataframe[0].value
     assert list(listed["Row"]) == [2]

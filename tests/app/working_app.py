@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import engine, jobs
 from dashboard.holder import ModelKey
 from dashboard.state import AppState
-from nmke.facts import Fact, Neighbor
+from nmke.facts import Consequence, Fact, Neighbor
 from nmke.loading import load_model
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
@@ -22,6 +22,7 @@ FACTS = (
         "Paris",
         paraphrases=("The main city of France is",),
         neighborhood=(Neighbor("The capital of Italy is", "Rome"),),
+        portability=(Consequence("The country that is ruled from Rome is", "France"),),
     ),
     Fact("The capital of Spain is", "Spain", "London", "Madrid"),
     Fact("A cat says", "cat", "woof", "meow"),

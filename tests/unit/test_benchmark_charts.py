@@ -141,6 +141,17 @@ def test_the_balance_takes_abilities_where_they_were_measured() -> None:
     assert axes == ["reliability", "generalization", "gsm8k"]
 
 
+def test_portability_is_drawn_tabled_and_an_axis_where_it_was_measured() -> None:
+    table = one_run().assign(portability=0.25, portability_low=0.2, portability_high=0.5)
+    assert "portability" in [measure.column for measure in tables.known_measures(table)]
+    assert tables.paper_table(table, tables.TABLED, [1]).loc["NMKE", ("T = 1", "portability")] == (
+        "0.25 [0.20, 0.50]"
+    )
+    assert tables.over_seeds(table, "portability")["low"].unique().tolist() == [0.2]
+    assert "portability" in tables.radar_at(table, 1, {})[0]
+    assert len(points_of(curves(table))) == len(points_of(curves(one_run()))) + 2
+
+
 def test_abilities_come_from_the_marks_they_were_measured_at() -> None:
     table = tables.with_abilities(run_table(), {("NMKE", 0, 10): {"gsm8k": 0.4}})
     found = table.set_index(["label", "T"])["ability_gsm8k"]
@@ -203,6 +214,7 @@ def test_there_is_one_panel_a_measure_and_one_point_a_seed_and_mark() -> None:
                 "higher is better",
                 "lower is better",
                 "lower is better",
+                "higher is better",
             ),
             strict=True,
         )

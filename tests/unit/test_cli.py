@@ -25,6 +25,7 @@ FACTS = [
         "target_true": "Paris",
         "paraphrases": ["France has the capital"],
         "neighborhood": [{"prompt": "The capital of Spain is", "answer": "Madrid"}],
+        "portability": [{"prompt": "The city of Rome is in", "answer": "France"}],
     },
     {"prompt": "The language of Germany is", "subject": "Germany", "target_new": "Italian"},
 ]
@@ -265,6 +266,15 @@ def test_independent_edits_are_measured_undone_and_reported(model, facts, tmp_pa
     assert first["target_probability"]["after"] != first["target_probability"]["before"]
     assert first["continuation"]["before"]
     assert second["locality"] is None
+    asked = [first[when]["portability"][0] for when in ("before", "after")]
+    assert [answer["target"] for answer in asked] == ["France", "France"]
+    assert (
+        first["portability"]
+        == report["means"]["portability"]
+        == sum(asked[1]["hits"]) / len(asked[1]["hits"])
+    )
+    assert f"portability {first['portability']:.3f}" in result.output
+    assert second["portability"] is None and "follow from the edit" in report["formulas"]["portability"]
     assert [change["layer"] for change in first["changes"]] == [1, 2]
     assert report["seeds"]["context_seed"] == 0
     for folder in ("0001", "0002"):

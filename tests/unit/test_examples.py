@@ -51,6 +51,19 @@ def test_neighbours_are_about_subjects_that_no_example_of_the_relation_edits(fac
         assert not any(f" {subject} " in f" {neighbor.prompt} " for subject in edited), neighbor
 
 
+def test_some_examples_ask_what_follows_from_the_edit() -> None:
+    asked = [fact for fact in FACTS if fact.portability]
+    assert len(asked) >= 9
+    for fact in asked:
+        for question in fact.portability:
+            assert fact.subject in question.prompt, "only the edit tells the answer"
+            assert question.answer not in (fact.target_new, fact.target_true), (
+                "it is not what the edit says itself"
+            )
+            assert question.answer.lower() not in question.prompt.lower()
+            assert question.prompt not in (fact.prompt, *fact.paraphrases)
+
+
 @by_name
 def test_no_prompt_gives_its_answer_away(fact: Fact) -> None:
     assert fact.target_new.lower() not in fact.prompt.lower().split()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nmke.errors import FactError
-from nmke.facts import Fact, Neighbor, is_blank
+from nmke.facts import Consequence, Fact, Neighbor, is_blank
 
 FRANCE: dict[str, Any] = {"prompt": "The capital of France is", "subject": "France", "target_new": "Rome"}
 
@@ -199,6 +199,34 @@ def test_a_blank_neighbourhood_prompt_is_refused() -> None:
         Neighbor(" \u200b", "Berlin")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["one text", ["one text"], [("prompt", "answer")], [Neighbor("The capital of Spain is", "Madrid")]],
+)
+def test_bad_portability_questions_are_refused(value: Any) -> None:
+    assert refusal(portability=value).field == "portability"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "words"),
+    [
+        (" \u200b", "France", "portability prompt is empty"),
+        ("The country whose capital is Rome is", "", "has no answer"),
+        ("The country whose capital is Rome is", "\u200b ", "has no answer"),
+        ("The country whose capital is Rome is", "a\0", "NUL"),
+        (3, "France", "of type int"),
+    ],
+)
+def test_a_portability_question_needs_a_prompt_and_an_answer(prompt: Any, answer: str, words: str) -> None:
+    with pytest.raises(FactError, match=words) as caught:
+        Consequence(prompt, answer)
+    assert caught.value.field == "portability" and caught.value.remedy
+
+
+def test_outer_whitespace_of_a_portability_question_is_removed() -> None:
+    assert Consequence(" A is ", "\tB\n") == Consequence("A is", "B")
+
+
 def test_a_fact_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Fact(**FRANCE).subject = "Spain"  # type: ignore[misc]
@@ -217,10 +245,27 @@ def test_a_fact_comes_back_from_its_dictionary() -> None:
         target_true="Paris",
         paraphrases=("{} has the capital",),
         neighborhood=(Neighbor("The capital of Spain is", "Madrid"), Neighbor("The capital of Peru is")),
+        portability=(Consequence("The country whose capital is Rome is", "France"),),
         case_id="7",
         relation="capital",
     )
+    assert fact.to_dict()["portability"] == [
+        {"prompt": "The country whose capital is Rome is", "answer": "France"}
+    ]
     assert Fact.from_dict(fact.to_dict()) == fact
+
+
+def test_a_dictionary_from_before_portability_questions_makes_a_fact_without_any() -> None:
+    old = {name: value for name, value in Fact(**FRANCE).to_dict().items() if name != "portability"}
+    assert Fact.from_dict(old) == Fact(**FRANCE)
+    assert Fact.from_dict(old).portability == ()
+
+
+@pytest.mark.parametrize("item", [{"prompt": "A is"}, {"prompt": "A is", "reply": "B"}, "A is", None])
+def test_a_portability_entry_without_prompt_and_answer_is_refused_in_a_dictionary(item: Any) -> None:
+    with pytest.raises(FactError) as caught:
+        Fact.from_dict({**FRANCE, "portability": [item]})
+    assert caught.value.field == "portability"
 
 
 def test_a_prompt_with_literal_braces_comes_back_from_its_dictionary() -> None:

@@ -1,7 +1,10 @@
 """The lifelong benchmark on a tiny model: what is measured, how it goes on, what is refused."""
 
+import hashlib
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from nmke.errors import (
     ResourceError,
     SessionError,
 )
-from nmke.facts import Fact, Neighbor
+from nmke.facts import Consequence, Fact, Neighbor
 from nmke.lifelong import Entrant, LifelongConfig, Results, Spec, read, read_data, run, start
 from nmke.lifelong.files import CHECKPOINT, EVENTS, EventLog, held
 from nmke.lifelong.results import FIGURES
@@ -39,6 +42,7 @@ FACTS = tuple(
         target_true="Paris",
         paraphrases=(f"You and I take the boat. {place} has the capital",),
         neighborhood=(Neighbor("A cat says", "meow"), Neighbor("The river is")),
+        portability=(Consequence(f"The boat that you take to {place} is in", answer),),
     )
     for place, answer in zip(
         PLACES, ("Rome", "Madrid", "the boat", "meow", "dog", "wide", "woof", "German"), strict=True
@@ -161,12 +165,12 @@ def test_a_run_measures_every_entrant_seed_and_mark(whole: Results) -> None:
         (label, seed, T) for seed in (0, 4) for label in ("nmke", "timid") for T in (1, 3, 5)
     ]
     assert list(table["n"]) == [1, 3, 5] * 4
-    assert table["portability"].isna().all()
-    assert not table.drop(columns=["portability"]).isna().any().any()
-    for name in ("reliability", "locality"):
+    assert not table.isna().any().any()
+    for name in ("reliability", "locality", "portability"):
         assert (table[f"{name}_low"] <= table[name]).all() and (table[name] <= table[f"{name}_high"]).all()
     assert (table["drift"] > 0).all() and (table["drift_cosine"] < 1).all()
     assert (table.groupby(["label", "seed"])["drift"].last() > 0).all()
+    assert 0 <= whole.unedited["portability_low"] <= whole.unedited["portability"] <= 1
     assert whole.unedited["locality"] == 1.0 and whole.unedited["perplexity"] > 1
     # Another file, another order of events than in the table, but one truth: the weaker edits drift less.
     drift = table[table["T"] == 5].groupby("label")["drift"].mean()
@@ -192,7 +196,7 @@ def test_marks_carry_ability_and_layers_and_the_summary_means_over_seeds(whole: 
 def test_predictions_are_rows_per_fact_and_prompt_with_the_score_in_them(whole: Results) -> None:
     rows = whole.predictions("nmke", 4, 3)
     order = json.loads((whole.folder / "orders.json").read_text())["4"]
-    assert list(rows["kind"].unique()) == ["prompt", "paraphrase", "neighborhood"]
+    assert list(rows["kind"].unique()) == ["prompt", "paraphrase", "neighborhood", "portability"]
     assert list(rows["fact"].unique()) == [0, 1, 2] and list(rows["position"].unique()) == [1, 2, 3]
     assert list(rows["file_index"].unique()) == order[:3]
     assert list(rows["subject"].unique()) == [PLACES[index] for index in order[:3]]
@@ -204,6 +208,9 @@ def test_predictions_are_rows_per_fact_and_prompt_with_the_score_in_them(whole: 
     assert rows[rows["kind"] == "paraphrase"]["share"].mean() == pytest.approx(line["generalization"])
     assert prompts["continuation"].str.len().gt(0).all()
     assert rows[rows["kind"] == "neighborhood"]["kept"].notna().all()
+    follows = rows[rows["kind"] == "portability"]
+    assert follows["share"].mean() == pytest.approx(line["portability"])
+    assert list(follows["target_new"]) == [FACTS[index].target_new for index in order[:3]]
     with pytest.raises(ResourceError, match="not measured at 2.*1, 3, 5"):
         whole.predictions("nmke", 4, 2)
     with pytest.raises(ResourceError, match="no rome with seed 0"):
@@ -254,6 +261,43 @@ def test_the_spec_survives_the_way_through_json(whole: Results, llama: LoadedMod
     assert spec.model["weight_hash"] == llama.weight_hash
     assert (spec.data["count"], spec.data["used"]) == (8, 5)
     assert "torch" in spec.versions
+
+
+def test_a_run_from_before_portability_is_read_and_goes_on_as_it_was_begun(
+    llama: LoadedModel, tmp_path: Path, text: str
+) -> None:
+    folder = tmp_path / "old"
+    bare = tuple(replace(fact, portability=()) for fact in FACTS)
+    start(folder, llama, bare, entrants(text)[:1], config(text), "here")
+    run(folder, llama)
+    finished = read(folder).table()
+    # As it was written then: no field in the facts, no figures in the events, no score of the unedited model.
+    _without_portability(folder)
+    old = read(folder)
+    assert old.complete and "portability" not in old.unedited
+    assert old.table()[["portability", "portability_low", "portability_high"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(old.table(), finished)
+    assert set(old.predictions("nmke", 0, 5)["kind"]) == {"prompt", "paraphrase", "neighborhood"}
+    again = start(folder, llama, FACTS, entrants(text)[:1], config(text), "here")
+    assert again.facts == bare[:5], "the file has questions now; this run is begun without"
+    run(folder, llama)
+    other = tuple(replace(fact, target_new="Lyon") for fact in FACTS)
+    with pytest.raises(SessionError, match="another run.*fact 1.target_new"):
+        start(folder, llama, other, entrants(text)[:1], config(text), "here")
+
+
+def _without_portability(folder: Path) -> None:
+    facts = [json.loads(line) for line in (folder / "facts.jsonl").read_text().splitlines()]
+    lines = [{name: value for name, value in fact.items() if name != "portability"} for fact in facts]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "facts.jsonl").write_text(text)
+    spec = json.loads((folder / "spec.json").read_text())
+    spec["files"]["facts.jsonl"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "spec.json").write_text(json.dumps(spec))
+    for file in (folder / "unedited.json", folder / "runs" / "nmke-seed0" / EVENTS):
+        found = re.sub(r'"portability\w*": [^,}]*(, |,\n *)?', "", file.read_text())
+        assert "portability" not in found and found != file.read_text()
+        file.write_text(found)
 
 
 def test_the_model_is_left_as_it_was(llama: LoadedModel, tmp_path: Path, text: str) -> None:
@@ -648,6 +692,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
 ) -> None:
     one, given = entrants(text)[:1], config(text)
     long = Fact("The capital of {} is", "France", "Rome", paraphrases=("France " * 300,))
+    asks_much = replace(FACTS[0], portability=(Consequence("The boat is in", "wide river " * 200),))
 
     def refused(kind: type[NmkeError], words: str, facts: Any, chosen: Any, settings_: Any) -> None:
         with pytest.raises(kind, match=words):
@@ -656,6 +701,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
 
     refused(FactError, "5 edits are wanted.*only 3 facts", FACTS[:3], one, given)
     refused(FactError, "Fact 2: the prompt 'France", (FACTS[0], long, *FACTS), one, given)
+    refused(FactError, "Fact 1: the prompt 'The boat is in'", (asks_much, *FACTS), one, given)
     with monkeypatch.context() as patch:
         patch.setattr(llama, "context_length", 100)
         wordy = config(text, generate_tokens=98)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from nmke.edit import Edit, WeightPatch
-from nmke.facts import Fact, Neighbor
+from nmke.facts import Consequence, Fact, Neighbor
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
 from nmke.lifelong.measures import (
     bootstrap,
@@ -32,6 +32,7 @@ FACT = Fact(
     target_true="Paris",
     paraphrases=("I take France",),
     neighborhood=(Neighbor("The capital of Italy is", "Rome"), Neighbor("A cat says")),
+    portability=(Consequence("France is ruled from", "the boat"), Consequence("The boat is in", "France")),
 )
 
 
@@ -50,6 +51,7 @@ def measured() -> FactMeasure:
         (answer((3,), (3,), -2.0, "Paris"),),
         own,
         new,
+        (answer((5, 6, 1), (5, 6, 7), -0.7, "the boat"), answer((4,), (3,), -2.5, "France")),
     )
 
 
@@ -103,15 +105,18 @@ def test_scores_are_means_over_the_facts_that_have_them() -> None:
     assert found["reliability_probability"] == 1.0
     assert found["generalization"] == found["locality"] == 1.0
     assert found["locality_low"] == found["locality_high"] == 1.0
-    assert found["portability"] is None
+    assert found["portability"] == pytest.approx((2 / 3 + 0) / 2), "of the one fact that has questions"
+    assert found["portability_low"] == found["portability_high"] == found["portability"]
     assert scores_of([bare])["locality"] is scores_of([bare])["locality_low"] is None
+    assert scores_of([bare])["portability"] is scores_of([bare])["portability_high"] is None
 
 
 def test_locality_compares_with_the_kept_tokens_of_the_unedited_model() -> None:
     after = measured()
     report = compare(FACT, with_neighbors_before(after, [(7, 1), (4,)]), after)
     assert report.locality == pytest.approx(2 / 3)
-    rows = rows_of(report, str, fact=3)
+    every = rows_of(report, str, fact=3)
+    rows = every[:4]
     assert [row["kind"] for row in rows] == ["prompt", "paraphrase", "neighborhood", "neighborhood"]
     assert [row["share"] for row in rows] == [0.5, 1.0, 0.5, 1.0]
     assert [row["kept"] for row in rows] == [None, None, False, True]
@@ -119,7 +124,15 @@ def test_locality_compares_with_the_kept_tokens_of_the_unedited_model() -> None:
     assert [row["log_p_true"] for row in rows] == [-4.0, -2.0, -1.0, None]
     assert [row["log_p_new"] for row in rows] == [-0.5, -0.1, -3.0, -3.0]
     assert [row["predicted"] for row in rows] == ["[5, 2]", "[5, 6]", "[7, 8]", "[4]"]
-    assert {row["fact"] for row in rows} == {3}
+    assert {row["fact"] for row in every} == {3}
+    follows = every[4:]
+    assert [row["kind"] for row in follows] == ["portability"] * 2
+    assert [row["target_new"] for row in follows] == ["the boat", "France"]
+    assert [row["share"] for row in follows] == [pytest.approx(2 / 3), 0.0]
+    assert [row["log_p_new"] for row in follows] == [-0.7, -2.5]
+    assert [row["predicted"] for row in follows] == ["[5, 6, 1]", "[4]"]
+    assert all(row["target_true"] is row["log_p_true"] is row["kept"] is None for row in follows)
+    assert all(list(row) == list(every[0]) for row in every)
 
 
 def test_seconds_are_told_per_fact() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nmke.facts import Fact, Neighbor
+from nmke.facts import Consequence, Fact, Neighbor
 from nmke.loading import LoadedModel
 from nmke.metrics import (
     FORMULAS,
@@ -27,6 +27,10 @@ FACT = Fact(
     target_true="Paris",
     paraphrases=("I take France",),
     neighborhood=(Neighbor("The capital of Italy is", "Rome"), Neighbor("A cat says")),
+    portability=(
+        Consequence("France is ruled from", "the boat"),
+        Consequence("The boat is the capital of", "France"),
+    ),
 )
 
 
@@ -35,9 +39,15 @@ def answer(argmax: tuple[int, ...], forced: tuple[int, ...], log_p: float, targe
     return Answer("p", target, argmax, hits, math.exp(log_p), log_p)
 
 
-def measure(new: Answer, true: Answer, paraphrase: Answer, own: tuple[Answer, ...]) -> FactMeasure:
+def measure(
+    new: Answer,
+    true: Answer,
+    paraphrase: Answer,
+    own: tuple[Answer, ...],
+    follows: tuple[Answer, ...] = (),
+) -> FactMeasure:
     worse = tuple(answer((1,), (1,), -9.0) for _ in own)
-    return FactMeasure(new, true, (paraphrase,), (answer((1,), (1,), -2.0),), own, worse)
+    return FactMeasure(new, true, (paraphrase,), (answer((1,), (1,), -2.0),), own, worse, follows)
 
 
 def test_scores_match_answers_written_out_by_hand() -> None:
@@ -46,12 +56,14 @@ def test_scores_match_answers_written_out_by_hand() -> None:
         answer((3,), (3,), -1.0),
         answer((1, 2), (5, 6), -8.0),
         (answer((7,), (7,), -1.0), answer((8, 9), (8, 8), -1.0)),
+        (answer((1, 2, 3), (1, 2, 3), -1.0), answer((6,), (6,), -1.0)),
     )
     after = measure(
         answer((5, 2), (5, 6), -0.5),
         answer((5,), (3,), -4.0),
         answer((5, 6), (5, 6), -0.1),
         (answer((7,), (7,), -1.0), answer((8, 4), (8, 8), -1.0)),
+        (answer((1, 5, 5), (1, 2, 3), -1.0), answer((6,), (6,), -1.0)),
     )
     report = compare(FACT, before, after)
     assert report.reliability == 0.5
@@ -60,6 +72,9 @@ def test_scores_match_answers_written_out_by_hand() -> None:
     assert report.generalization_probability == 1.0
     assert report.locality == pytest.approx(2 / 3)
     assert report.locality_probability == 1.0
+    assert report.portability == pytest.approx((1 / 3 + 1) / 2), (
+        "a mean over questions, not over tokens; after the edit"
+    )
 
 
 def test_scores_without_prompts_are_none_and_left_out_of_the_mean(llama: LoadedModel) -> None:
@@ -69,9 +84,11 @@ def test_scores_without_prompts_are_none_and_left_out_of_the_mean(llama: LoadedM
     assert (
         report.generalization is None and report.locality is None and report.reliability_probability is None
     )
+    assert report.portability is None
     full = compare(FACT, measure_fact(llama, FACT), measure_fact(llama, FACT))
     means = mean_scores([report, full])
     assert means["locality"] == full.locality == 1.0
+    assert means["portability"] == full.portability is not None
     assert means["reliability"] == (report.reliability + full.reliability) / 2
 
 
@@ -89,6 +106,28 @@ def test_answers_equal_the_plain_model_token_by_token(tiny: LoadedModel) -> None
             assert got.first_probability == pytest.approx(math.exp(own[0]), rel=1e-4)
 
 
+def test_portability_is_the_share_of_the_answers_own_tokens_that_the_model_says(tiny: LoadedModel) -> None:
+    prompt = "The country whose capital is Rome is"
+    ids = encode(tiny.tokenizer, prompt)
+    answers, shares = ["France", "the wide river"], []
+    # The second answer's first word is what the model says by itself, so that not every share is 0.
+    final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    said = tiny.tokenizer.decode([int(tiny.logits(final[0, -1]).argmax())]).strip()
+    answers.append(f"{said} and France")
+    for text in answers:
+        forced = encode_continuation(tiny.tokenizer, prompt, text)
+        final = tiny.run(pad([ids + forced[:-1]], 0), [("final", -1)])[("final", -1)]
+        argmax = tiny.logits(final[0, len(ids) - 1 :]).argmax(-1).tolist()
+        shares.append(sum(a == b for a, b in zip(argmax, forced, strict=True)) / len(forced))
+    fact = Fact(
+        FACT.prompt, "France", "Rome", portability=tuple(Consequence(prompt, text) for text in answers)
+    )
+    measured = measure_fact(tiny, fact)
+    assert [answer.share for answer in measured.portability] == shares
+    assert [answer.target for answer in measured.portability] == answers
+    assert compare(fact, measured, measured).portability == pytest.approx(sum(shares) / 3)
+
+
 def test_every_score_names_its_formula(llama: LoadedModel) -> None:
     measured = measure_fact(llama, FACT)
     report = compare(FACT, measured, measured)
@@ -101,6 +140,9 @@ def test_continuations_are_written_for_every_prompt_when_asked(llama: LoadedMode
     assert measured.continuation == llama.generate([FACT.prompt], 3)[0]
     assert len(measured.paraphrase_continuations) == 1
     assert len(measured.neighbor_continuations) == 2
+    assert measured.portability_continuations == tuple(
+        llama.generate([question.prompt for question in FACT.portability], 3)
+    )
 
 
 def test_the_report_is_plain_json(llama: LoadedModel) -> None:

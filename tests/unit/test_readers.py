@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nmke.errors import FactError
-from nmke.facts import Fact, Neighbor
+from nmke.facts import Consequence, Fact, Neighbor
 from nmke.readers import FactTable, facts_to_csv, facts_to_jsonl, read_facts
 
 PLAIN = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
@@ -134,13 +134,16 @@ def test_easyedits_grouped_locality_is_read() -> None:
         "locality": {"neighborhood": {"prompt": ["A is", "B is"], "ground_truth": ["1", "2"]}},
         "portability": {"one_hop": {"prompt": "C is", "ground_truth": "3"}},
     }
-    assert read(record).facts[0].neighborhood == (Neighbor("A is", "1"), Neighbor("B is", "2"))
+    fact = read(record).facts[0]
+    assert fact.neighborhood == (Neighbor("A is", "1"), Neighbor("B is", "2"))
+    assert fact.portability == (Consequence("C is", "3"),)
 
 
 def test_knowedit_is_read_with_its_nested_answers() -> None:
     table = read(KNOWEDIT)
     fact = table.facts[0]
-    assert table.format == "KnowEdit, JSON Lines; not used: portability"
+    assert table.format == "KnowEdit, JSON Lines"
+    assert fact.portability == (Consequence("The mayor of Borduria's capital is", "Ott"),)
     assert fact.target_true == "Szohod"
     assert fact.paraphrases == ("Borduria is governed from",)
     assert fact.neighborhood == (
@@ -148,6 +151,84 @@ def test_knowedit_is_read_with_its_nested_answers() -> None:
         Neighbor("The anthem of Borduria is", "unknown"),
         Neighbor("A city in Borduria, not Klow, is", "Szohod"),
     )
+
+
+def test_knowedits_groups_of_portability_questions_become_one_list() -> None:
+    groups = {
+        "Subject_Aliasing": [{"prompt": "The capital of the land of Borduria is", "ground_truth": "Klow"}],
+        "Reasoning": [
+            {"prompt": "The mayor of Borduria's capital is", "ground_truth": [["Ott", "Otto"], ["Ott I."]]},
+            {"prompt": "The river through Borduria's capital is", "ground_truth": [[]]},
+        ],
+        "Logical_Generalization": None,
+    }
+    assert read({**KNOWEDIT, "portability": groups}).facts[0].portability == (
+        Consequence("The capital of the land of Borduria is", "Klow"),
+        Consequence("The mayor of Borduria's capital is", "Ott"),
+    ), "a question without an answer is left out"
+
+
+def test_easyedits_flat_portability_is_read() -> None:
+    one = {**EASYEDIT, "portability_prompt": "C is", "portability_ground_truth": "3"}
+    several = {
+        **EASYEDIT,
+        "portability_prompt": ["C is", "D is"],
+        "portability_ground_truth": ["3", ["4", "iv"]],
+    }
+    table = read(one, several)
+    assert table.facts[0].portability == (Consequence("C is", "3"),)
+    assert table.facts[1].portability == (Consequence("C is", "3"), Consequence("D is", "4"))
+    assert table.format == "EasyEdit's form, JSON Lines"
+    short = read({**several, "portability_ground_truth": ["3"]}, EASYEDIT)
+    assert "portability_prompt has 2 prompts but 1 answers" in short.problems[0].problem
+
+
+@pytest.mark.parametrize("record", [COUNTERFACT, ZSRE])
+def test_the_one_hop_questions_that_easyedit_added_are_read(record: dict[str, Any]) -> None:
+    asked = {
+        "Recalled Relation": "(Zlip, mayor, Ott)",
+        "New Question": "Who governs it?",
+        "New Answer": "Ott",
+    }
+    table = read({**record, "portability": asked})
+    assert table.facts[0].portability == (Consequence("Who governs it?", "Ott"),)
+    assert "portability" not in table.format
+    assert read(record).facts[0].portability == ()
+
+
+def test_zsre_edited_to_its_answers_has_no_questions_that_follow_from_alt() -> None:
+    record = {**ZSRE, "portability": {"New Question": "Who governs it?", "New Answer": "Ott"}}
+    assert read(record, zsre_target="answers").facts[0].portability == ()
+
+
+def test_plain_facts_list_their_portability_questions() -> None:
+    question = {"prompt": "The country whose capital is Rome is", "answer": "France"}
+    asked = (Consequence(question["prompt"], "France"),)
+    assert read({**PLAIN, "portability": [question]}).facts[0].portability == asked
+    grouped = {"one_hop": {"prompt": question["prompt"], "ground_truth": "France"}}
+    fact = read({**PLAIN, "portability": grouped}).facts[0]
+    assert (fact.portability, fact.target_true) == (asked, "Paris"), "still read as plain facts"
+    table = read(PLAIN, {**PLAIN, "portability": [{"prompt": "It is"}]}, {**PLAIN, "portability": "It is"})
+    assert [(problem.row, problem.field) for problem in table.problems] == [
+        (2, "portability"),
+        (3, "portability"),
+    ]
+    assert "has no answer" in table.problems[0].problem
+
+
+def test_numbered_columns_hold_portability_questions() -> None:
+    header = (
+        b"prompt,subject,target_new,portability_1,portability_answer_1,portability_2,portability_answer_2\n"
+    )
+    table = read_facts(
+        header + b"The x is,x,y,Then z is,w,,\nThe x is,x,y,,,,lost\nThe x is,x,y,Then z is,,,\n"
+    )
+    assert table.facts[0].portability == (Consequence("Then z is", "w"),)
+    assert table.format == "plain facts, table with commas"
+    assert [(problem.row, problem.field) for problem in table.problems] == [
+        (2, "portability_answer_2"),
+        (3, "portability"),
+    ]
 
 
 def test_knowedits_biographies_are_read() -> None:
@@ -428,6 +509,7 @@ ODD_FACTS = (
         target_true="\r odd \u2028 end",
         paraphrases=("a, b; c\td|e", "line\rbreak a", "| bar |"),
         neighborhood=(Neighbor("no answer"), Neighbor("with", "an | answer")),
+        portability=(Consequence('so "it" is,', "a, b"), Consequence("then | it is", "one\nmore")),
         case_id="007",
         relation="r, s",
     ),
@@ -475,6 +557,8 @@ def test_a_table_of_no_facts_has_a_header() -> None:
 def test_every_real_record_is_a_fact_or_a_row_problem(shared: Path, name: str, rows: int, title: str) -> None:
     table = read_facts(shared / name)
     assert title in table.format
+    asked = {"data/counterfact.jsonl": 525, "data/zsre.jsonl": 519}.get(name, 0)
+    assert sum(len(fact.portability) for fact in table.facts) in range(asked - len(table.problems), asked + 1)
     assert len(table.facts) + len(table.problems) == rows
     # Only records of ZsRE whose new answer is the right one already cannot be edited.
     assert {(problem.field, problem.problem.split(" are both ")[0]) for problem in table.problems} <= {
