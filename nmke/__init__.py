@@ -12,22 +12,33 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AbilityConfig": "ability",
+    "AblationConfig": "ablation",
     "Attribution": "attribution",
     "AttributionConfig": "attribution",
+    "Consequence": "facts",
     "EditSession": "session",
     "Fact": "facts",
     "MaskConfig": "masks",
     "Neighbor": "facts",
+    "assign_roles": "roles",
     "attribute": "attribution",
+    "answer_questions": "answers",
     "build_masks": "masks",
     "builtin_facts": "examples",
+    "draw_map": "drift",
     "edit_facts": "editing",
     "get_method": "methods",
     "inspect_neuron": "neurons",
+    "judge_abilities": "ability",
     "load_model": "loading",
+    "load_questions": "questions",
+    "measure_drift": "drift",
     "preset_for": "presets",
     "prompts_of": "attribution",
     "read_facts": "readers",
+    "run_ablation": "ablation",
+    "score_questions": "roles",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

@@ -27,6 +27,14 @@ class FactError(NmkeError):
         self.field = field
 
 
+class QuestionError(NmkeError):
+    """A question, or a file of questions, cannot be used; ``field`` names the part at fault."""
+
+    def __init__(self, what: str, remedy: str = "", field: str = "") -> None:
+        super().__init__(what, remedy)
+        self.field = field
+
+
 class ResourceError(NmkeError):
     """A model, text or data set could not be fetched, verified or written."""
 
@@ -45,6 +53,14 @@ class FactRefused(EditError):
 
 class SessionError(NmkeError):
     """An edit session cannot do what was asked: nothing to undo, or another model's bundle."""
+
+
+class AblationError(NmkeError):
+    """Neurons cannot be switched off as asked: too many, none, or those of another model."""
+
+
+class DriftError(NmkeError):
+    """There is no change of weights to look at: no edits, or none in that layer."""
 
 
 class Cancelled(NmkeError):

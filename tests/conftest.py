@@ -11,7 +11,11 @@ import pytest
 from jaxtyping import install_import_hook
 
 TENSOR_MODULES = (
+    "ablation.running",
+    "answers.reading",
+    "answers.scoring",
     "attribution",
+    "drift",
     "edit",
     "history",
     "keys",
@@ -31,6 +35,12 @@ TENSOR_MODULES = (
     "reach",
     "readout",
     "replay",
+    "roles.promoting",
+    "roles.reading",
+    "roles.resampling",
+    "roles.results",
+    "roles.rules",
+    "roles.scores",
     "scores",
     "session",
     "solve",

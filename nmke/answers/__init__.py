@@ -1,0 +1,27 @@
+"""How a model answers questions with choices: by letters, by cloze, by what it writes, and by its losses.
+
+>>> from nmke.answers import AnswersConfig, answer_questions, summarise
+>>> answered = answer_questions(model, questions.questions, AnswersConfig())
+>>> summarise(answered)["scores"]["cloze"]["value"]
+0.36
+"""
+
+from nmke.answers.items import FORMULAS, SCORES, Answered, AnswersConfig, Score
+from nmke.answers.scoring import answer_questions, too_long
+from nmke.answers.summary import accuracy, beats_chance, mean_loss, summarise
+from nmke.answers.written import recognise
+
+__all__ = [
+    "FORMULAS",
+    "SCORES",
+    "Answered",
+    "AnswersConfig",
+    "Score",
+    "accuracy",
+    "answer_questions",
+    "beats_chance",
+    "mean_loss",
+    "recognise",
+    "summarise",
+    "too_long",
+]
