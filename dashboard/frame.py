@@ -20,6 +20,10 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "facts": ("../pages/facts.py", "Facts"),
     "neurons": ("../pages/neurons.py", "Neurons"),
     "edit": ("../pages/edit.py", "Edit"),
+    "drift": ("../pages/drift.py", "Drift"),
+    "roles": ("../pages/roles.py", "Roles"),
+    "ablation": ("../pages/ablation.py", "Ablation"),
+    "abilities": ("../pages/abilities.py", "Abilities"),
     "benchmark": ("../pages/benchmark.py", "Benchmark"),
 }
 

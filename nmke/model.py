@@ -2,7 +2,8 @@
 
 Stands on TransformerLens' ``TransformerBridge``, which wraps a Hugging Face model in place. The loaded weights
 are never written: :meth:`EditableModel.weights_in` puts other tensors in their place under the model's lock and
-takes them out again, so that sessions sharing one model never see each other's edits.
+takes them out again, so that sessions sharing one model never see each other's edits. Neurons are switched off in
+the same way, by :meth:`EditableModel.holding`.
 """
 
 import copy
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: A place in the model: a kind of value and the layer it belongs to.
 Site = tuple[str, int]
+#: Neurons of a layer, and the activation they are held at: one number, or one for each.
+Held = tuple[Sequence[int] | Int[Tensor, " held"], float | Float[Tensor, " held"]]
 #: Receives the value at a site and returns what takes its place.
 SiteHook = Callable[[Tensor], Tensor]
 
@@ -88,6 +91,7 @@ class EditableModel:
         self._active: dict[int, Tensor] = {}
         self._modules: dict[int, ModulePatch] = {}
         self._handles: list[Any] = []
+        self._holds = 0
         self.refusal = (
             ""  #: why attribution and editing would be wrong on this model; set by the gate at load
         )
@@ -130,9 +134,10 @@ class EditableModel:
     def unhooked(self) -> "Unhooked | None":
         """The layers without hook points, for :mod:`nmke.replay`; None where they do not compute the same.
 
-        That is where they cannot be told apart, and while module patches are in force, which they would miss.
+        That is where they cannot be told apart, and while module patches or held neurons are in force, which they
+        might miss.
         """
-        return None if self._modules else self._unhooked
+        return None if self._modules or self._holds else self._unhooked
 
     @cached_property
     def _unhooked(self) -> "Unhooked | None":
@@ -235,6 +240,59 @@ class EditableModel:
         self._modules, self._handles = modules, []
         for layer, patch in modules.items():
             self._handles.append(self._projecting_module(layer).register_forward_hook(_answering(patch)))
+
+    @contextmanager
+    def holding(self, held: Mapping[int, Held]) -> Iterator[None]:
+        """Let neurons have fixed activations while the block runs; holds the model's lock.
+
+        With 0 that is as if their rows of ``W_out`` were zero. What is replaced is the down projection's input, so it
+        holds for :meth:`run`, for :meth:`generate` and for the Hugging Face model's own forward alike. It goes
+        together with :meth:`weights_in`, within it and around it, and with another hold within it, whose values win
+        where both name a neuron. A module patch sees the held activations; the site ``POST`` still tells what the
+        neurons computed.
+
+        Args:
+            held: per layer the neurons, and their activation: one number, or one for each of them.
+
+        Raises:
+            ModelError: a layer or neuron the model does not have, as many values as there are not neurons, or a
+                value that is no number.
+        """
+        with self.lock:
+            hooks = {layer: self._held_at(layer, *what) for layer, what in held.items() if len(what[0])}
+            handles: list[Any] = []
+            self._holds += 1
+            try:
+                for layer, hook in hooks.items():
+                    handles.append(self._projecting_module(layer).register_forward_pre_hook(hook))
+                yield
+            finally:
+                self._holds -= 1
+                for handle in handles:
+                    handle.remove()
+
+    def _held_at(
+        self,
+        layer: int,
+        neurons: Sequence[int] | Int[Tensor, " held"],
+        values: float | Float[Tensor, " held"],
+    ) -> Callable[..., Any]:
+        self.check_layers([layer])
+        chosen = torch.as_tensor(neurons, dtype=torch.long)
+        if int(chosen.min()) < 0 or int(chosen.max()) >= self.d_mlp:
+            wrong = int(chosen.max()) if int(chosen.max()) >= self.d_mlp else int(chosen.min())
+            raise ModelError(
+                f"Layer {layer} of {self.name} has no neuron {wrong}; its neurons are 0 to {self.d_mlp - 1}.",
+                "Choose neurons in that range.",
+            )
+        parameter = self.down_projection(layer)
+        fixed = torch.as_tensor(values, dtype=torch.float32)
+        if (fixed.ndim and fixed.shape != chosen.shape) or not torch.isfinite(fixed).all():
+            raise ModelError(
+                f"The activations to hold in layer {layer} are not one number each for {len(chosen)} neurons.",
+                "Give one number for all of them, or one for each.",
+            )
+        return _holding(chosen.to(parameter.device), fixed.to(parameter.device, parameter.dtype))
 
     def _projecting_module(self, layer: int) -> nn.Module:
         """The module whose own parameter the down projection is."""
@@ -383,6 +441,15 @@ def _answering(patch: ModulePatch) -> Callable[..., Tensor]:
         return patch.answer(inputs[0], output)
 
     return answer
+
+
+def _holding(neurons: Int[Tensor, " held"], values: Tensor) -> Callable[..., tuple[Any, ...]]:
+    def hold(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        activations = inputs[0].clone()  # others keep what the neurons computed
+        activations[..., neurons] = values.to(activations.dtype)
+        return (activations, *inputs[1:])
+
+    return hold
 
 
 def _replacing(function: SiteHook) -> Callable[..., Tensor]:

@@ -1,4 +1,5 @@
-"""The command line: ``nmke fetch | models | methods | neurons | edit | lifelong``.
+"""The command line: ``nmke fetch | models | methods | neurons | edit | drift | lifelong | roles | ablate |
+ability``.
 
 Exit codes: 0 done, 1 an error that is told in one line, 2 a command line that cannot be read,
 130 stopped with Ctrl-C. Results go to standard output and files, everything else to standard error.
@@ -10,9 +11,13 @@ from typing import Annotated
 import typer
 
 from nmke import __version__
+from nmke.cli.ability import ability
+from nmke.cli.ablate import ablate
+from nmke.cli.drift import drift
 from nmke.cli.editing import edit
 from nmke.cli.lifelong import lifelong
 from nmke.cli.neuron_tables import neurons
+from nmke.cli.roles import roles
 from nmke.cli.shelf import fetch, list_known_methods, list_known_models
 from nmke.cli.terminal import reporting_errors, say
 
@@ -55,6 +60,10 @@ for _name, _command in (
     ("methods", list_known_methods),
     ("neurons", neurons),
     ("edit", edit),
+    ("drift", drift),
     ("lifelong", lifelong),
+    ("roles", roles),
+    ("ablate", ablate),
+    ("ability", ability),
 ):
     app.command(_name)(reporting_errors(_command))
