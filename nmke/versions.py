@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_LIBRARIES = ("nmke", "torch", "transformers", "transformer-lens", "gguf", "numpy")
+_LIBRARIES = ("nmke", "torch", "transformers", "scikit-learn", "transformer-lens", "gguf", "numpy")
 
 
 def library_versions() -> dict[str, str]:
