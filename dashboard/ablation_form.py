@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from nmke.loading import LoadedModel
     from nmke.roles import Roles
 
-#: Where the Roles page keeps the roles it shows.
-ASSIGNED = "roles.assigned"
 PRESETS = (10, 50)
 MOST_K = 500
 DOSES = (1, 5, 10, 20, 50, 100, 200)
@@ -34,6 +32,7 @@ _LOOK = FormLook(
         "per layer": "in each layer",
     },
 )
+_OLDER = " They were found with other edits in force than yours now."
 _ANSWERS_LOOK = FormLook(hidden=("scores", "batch_tokens"))
 
 
@@ -129,7 +128,7 @@ def _layers(model: "LoadedModel") -> tuple[int, ...] | None:
 
 def known_roles(model: "LoadedModel") -> "Roles | None":
     """The roles that the Roles page found on this model."""
-    roles: Roles | None = state.get().settings.get(ASSIGNED)
+    roles: Roles | None = state.get().settings.get(roles_work.ASSIGNED)
     return roles if roles is not None and roles.model_hash == model.weight_hash else None
 
 
@@ -152,7 +151,9 @@ def _of_roles(model: "LoadedModel") -> work.Chosen | None:
         )
     else:
         kind = roles.config.attribution.kind.upper()
-        st.caption(f"Roles of the Roles page: {kind} over {sum(roles.sizes)} questions.")
+        st.caption(
+            f"Roles of the Roles page: {kind} over {sum(roles.sizes)} questions.{_say_older(roles.edits)}"
+        )
     layers = _layers(model)
     if not picked:
         st.warning("Choose at least one role.")
@@ -163,6 +164,12 @@ def _of_roles(model: "LoadedModel") -> work.Chosen | None:
         st.warning("The Roles page scored none of these layers.")
         return None
     return work.Chosen("Roles", tuple(picked), layers, found_roles=roles)
+
+
+def _say_older(edits: str) -> str:
+    session = engine.current_session()
+    now = session.digest if session is not None and session.version else ""
+    return "" if edits == now else _OLDER
 
 
 def _of_facts(model: "LoadedModel") -> work.Chosen | None:
@@ -184,6 +191,7 @@ def _of_facts(model: "LoadedModel") -> work.Chosen | None:
         scored = mine.attribution
         st.caption(
             f"Scores of the Neurons page: {scored.config.kind.upper()} over {len(scored.prompts)} prompts."
+            f"{'' if mine.origin.edit_key == engine.edit_state_key() else _OLDER}"
         )
     else:
         st.caption(

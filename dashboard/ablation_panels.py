@@ -70,7 +70,7 @@ def _score(results: "AblationResults") -> str:
 
 def _key(shown: "Mapping[str, AblationResults]") -> tuple[object, ...]:
     """Changes with every answer of every result, and with which result it is."""
-    return tuple((title, results.questions.sha256, str(results.about.get("session")), results.answered) for title, results in shown.items())
+    return tuple((title, results.identity, results.answered) for title, results in shown.items())
 
 
 # ---- bars -------------------------------------------------------------------------------------------------------

@@ -367,11 +367,6 @@ def check_ks(text: str, most: int) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def say_scores(formulas: Mapping[str, str], score: str) -> str:
-    """A score's name and formula in one sentence."""
-    return f"**{SCORE_TITLES[score]}**: {formulas[score]}."
-
-
 SCORE_TITLES: Mapping[str, str] = {
     "letters": "Letters",
     "cloze": "Cloze",

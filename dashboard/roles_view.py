@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from nmke.loading import LoadedModel
     from nmke.roles import Roles, RolesConfig
 
-#: What the newest roles are kept under, for the pages that switch neurons off.
-ASSIGNED = "roles.assigned"
-
 
 def show(model: "LoadedModel") -> None:
     """The whole page, once a model is there."""
@@ -71,7 +68,7 @@ def _roles(found: work.Found, rule: "RolesConfig") -> "Roles":
         config = config.model_copy(update={"resamples": most})
     mine = state.get()
     roles = mine.kept.get("roles.assigned", (found.asked, config), lambda: assign_roles(found.scores, config))
-    mine.settings[ASSIGNED] = roles
+    mine.settings[work.ASSIGNED] = roles
     return roles
 
 

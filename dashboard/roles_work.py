@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nmke.roles import QuestionScores, Roles, RolesConfig
     from nmke.session import EditSession
 
+#: What the newest roles are kept under, for the pages that switch neurons off.
+ASSIGNED = "roles.assigned"
 #: A resampling of more drawn neurons than this takes longer than a click should.
 QUICK_DRAWS = 2_000_000_000
 #: Tokens of a question, about: only for an estimate before anything is measured.

@@ -12,6 +12,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+#: Values a bootstrap draws at once.
+_DRAWN = 2**15
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ def bootstrap_mean(
     if len(values) == 0:
         raise ValueError("no values")
     known, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = np.array([known[generator.integers(0, len(known), len(known))].mean() for _ in range(resamples)])
+    n, step = len(known), max(1, _DRAWN // len(known))
+    # Row after row the same draws, in blocks that fit the processor's cache.
+    rows = [min(step, resamples - start) for start in range(0, resamples, step)]
+    means = np.concatenate([known[generator.integers(0, n, (count, n))].mean(axis=1) for count in rows])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     method = f"bootstrap {level:.0%}, {resamples} resamples, seed {seed}"
-    return Interval(float(known.mean()), float(low), float(high), len(known), method)
+    return Interval(float(known.mean()), float(low), float(high), n, method)
 
 
 def paired_change(

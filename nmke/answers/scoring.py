@@ -33,8 +33,9 @@ from nmke.tokens import encode, encode_continuation
 #: Questions that are answered together, before the next ones begin.
 WINDOW = 24
 
-#: Prompts that were read: their places in the window, the logits after them, and their keys and values.
-_Begun = tuple[list[int], Float[Tensor, "prompt d_vocab"], Past]
+#: Prompts that were read: their places in the window, the logits after them, their keys and values. Several such
+#: groups stand in one list, each of its own length.
+_Begun = tuple[list[int], Float[Tensor, "_ d_vocab"], Past]
 
 
 def answer_questions(

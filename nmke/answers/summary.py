@@ -38,8 +38,8 @@ def beats_chance(answered: Sequence[Answered], score: str) -> dict[str, Any]:
 
     ``p_value`` is exact and one-sided: how likely guessing is to be right as often or more. ``beats`` is
     ``p_value < 0.05``. A model that always gives the same letter is not guessing, and can do better than chance
-    where that letter is often right: ``one_answer`` is the share of questions it gave its favourite answer to, and
-    ``best_constant`` the accuracy of the best constant answer.
+    where that letter is often right: ``one_answer`` is the share of questions it gave its favourite choice to (what
+    names no choice is none), and ``best_constant`` the accuracy of the best constant answer.
 
     Raises:
         QuestionError: no question was answered by this score.
@@ -48,7 +48,7 @@ def beats_chance(answered: Sequence[Answered], score: str) -> dict[str, Any]:
     share = accuracy(asked, score)
     right = sum(bool(one.right(score)) for one in asked)
     chances = [1 / one.choices for one in asked]
-    given = Counter(one.chosen(score) for one in asked)
+    given = Counter(chosen for one in asked if (chosen := one.chosen(score)) is not None)
     p_value = at_least_p(right, chances)
     return {
         "score": score,
@@ -57,7 +57,7 @@ def beats_chance(answered: Sequence[Answered], score: str) -> dict[str, Any]:
         "chance": sum(chances) / len(chances),
         "p_value": p_value,
         "beats": p_value < SIGNIFICANT,
-        "one_answer": max(given.values()) / len(asked),
+        "one_answer": max(given.values(), default=0) / len(asked),
         "best_constant": max(Counter(one.answer for one in asked).values()) / len(asked),
     }
 

@@ -46,7 +46,7 @@ def load_questions(
         found, name = read_mmlu(asked, progress), MMLU_SOURCE
     else:
         table, name = _table_of(source)
-        known = tuple(dict.fromkeys([question.subject for question in table.questions] + _named(table)))
+        known = _subjects_of(table)
         _require_known(asked, known, name)
         table = table.of(asked or known)
         _refuse_problems(table, name)
@@ -58,12 +58,18 @@ def load_questions(
 def known_subjects(source: str = "mmlu") -> tuple[str, ...]:
     """The subjects that a source has questions for; MMLU's are known without fetching it.
 
+    A bad row's subject is among them: asking for it is what tells of the row.
+
     Raises:
-        QuestionError: the file cannot be read.
+        QuestionError: the file cannot be read, or no row of it tells its subject.
     """
     if source == "mmlu":
         return MMLU_SUBJECTS
-    return tuple(dict.fromkeys(question.subject for question in _table_of(source)[0].questions))
+    table, name = _table_of(source)
+    known = _subjects_of(table)
+    if not known:
+        _refuse_problems(table, name)
+    return known
 
 
 def draw(questions: Sequence[Question], limit: int | None, seed: int) -> tuple[Question, ...]:
@@ -92,9 +98,10 @@ def _table_of(source: str) -> tuple[QuestionTable, str]:
     return read_questions(path), path.name
 
 
-def _named(table: QuestionTable) -> list[str]:
-    """Subjects that bad rows name: they are known too, so that the row is named and not the subject."""
-    return [subject for subject in table.subject_of.values() if subject]
+def _subjects_of(table: QuestionTable) -> tuple[str, ...]:
+    """A table's subjects. Those of bad rows are known too, so that the row is named and not the subject."""
+    named = [subject for subject in table.subject_of.values() if subject]
+    return tuple(dict.fromkeys([question.subject for question in table.questions] + named))
 
 
 def _of(questions: Sequence[Question], subject: str) -> tuple[Question, ...]:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import ablation_charts as drawing
-from dashboard import ablation_tables, ablation_work
+from dashboard import ablation_tables, ablation_work, roles_work
 from nmke.ablation import AblationResults, Condition, by_hand, save_set
 from nmke.answers import Answered
 from nmke.loading import load_model
 from tests.app.working_app import open_page, said, state_of, wait
 from tests.tiny import make_tiny, make_tiny_llama
-from tests.unit.test_ablation import QUESTIONS
+from tests.unit.test_ablation import QUESTIONS, STRENGTHS, roles_with
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,21 @@ def newest_last() -> list[Path]:
     return [ablation_work.results_folder() / name for name in reversed(ablation_work.list_results())]
 
 
+def test_results_without_the_score_are_named_and_not_numbered(page: AppTest) -> None:
+    page.segmented_control(key="ablation.source").set_value("By hand").run()
+    page.text_area(key="ablation.text").set_value("1:5").run()
+    page.number_input(key="ablation.config.controls").set_value(0)
+    for scores in (["cloze", "loss"], ["loss"], ["cloze"]):
+        page.multiselect(key="ablation.scores").set_value(scores).run()
+        press(page)
+    kept = [path.name for path in newest_last()]
+    page.multiselect(key="ablation.chosen").set_value([kept[0], kept[1], kept[2]]).run()
+    page.segmented_control(key="ablation.score").set_value("cloze").run()
+    text, title = said(page), ablation_work.title_of(results_of(page))
+    assert f"1: {title}  \n2: {title} (3)" in text
+    assert f"Without this score, so not drawn: {title} (2)." in text
+
+
 def test_the_presets_set_k(page: AppTest) -> None:
     page.button(key="ablation.k.50").click().run()
     assert page.slider(key="ablation.k").value == 50
@@ -195,6 +211,15 @@ def test_domains_tasks_mean_and_layers_can_be_chosen(page: AppTest) -> None:
     general = results.condition("general, k = 2 per layer")
     assert {layer: len(found) for layer, found in general.neurons.items()} == {1: 2, 2: 2}
     assert "by mean" in ablation_work.title_of(results)
+
+
+def test_roles_found_with_other_edits_are_said_to_be(page: AppTest, folder: Path) -> None:
+    roles = roles_with(load_model(str(folder), device="cpu"), STRENGTHS)
+    for edits in ("", "other edits"):
+        state_of(page).settings[roles_work.ASSIGNED] = replace(roles, edits=edits)
+        page.run()
+        assert "Roles of the Roles page: LPS over 6 questions." in said(page)
+        assert ("with other edits in force than yours now" in said(page)) == bool(edits)
 
 
 def test_neurons_of_facts_are_ablated_by_kind(page: AppTest) -> None:

@@ -373,6 +373,13 @@ def test_chance_is_tested_exactly() -> None:
     assert not beats_chance(answered(25, 75), "cloze")["beats"]
 
 
+def test_an_answer_that_names_no_choice_is_nobodys_favourite() -> None:
+    silent = [Answered(f"law/{i}", "law", 0, 4, written="") for i in range(9)]
+    assert beats_chance(silent, "written")["one_answer"] == 0.0
+    named = Answered("law/9", "law", 0, 4, written="B", written_choice=1)
+    assert beats_chance([*silent, named], "written")["one_answer"] == pytest.approx(0.1)
+
+
 def test_chance_minds_the_number_of_choices() -> None:
     mixed = answered(5, 5, choices=2) + answered(0, 10, "b", choices=4)
     assert beats_chance(mixed, "cloze")["chance"] == pytest.approx(0.375)

@@ -239,6 +239,13 @@ def test_bad_rows_of_other_subjects_are_no_hindrance(tmp_path: Path) -> None:
         load_questions(str(path), ["law"])
 
 
+def test_the_subjects_of_bad_rows_are_known_so_that_asking_for_them_names_the_row(tmp_path: Path) -> None:
+    assert known_subjects(str(write(tmp_path, {**ROW, "answer": 9}))) == ("biology",)
+    nameless = write(tmp_path, {key: value for key, value in ROW.items() if key != "subject"})
+    with pytest.raises(QuestionError, match="Row 1, subject"):
+        known_subjects(str(nameless))
+
+
 def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path, *[{**ROW, "answer": 9}] * 8)
     with pytest.raises(QuestionError, match="8 bad rows.*And 3 more"):
