@@ -36,12 +36,10 @@ class Result:
     Attributes:
         label: what the page calls that state.
         report: the engine's report with the score of this one benchmark.
-        most_tokens: how long a written answer could become; None: as the harness has it.
     """
 
     label: str
     report: "AbilityReport"
-    most_tokens: int | None = None
 
     @property
     def score(self) -> "TaskScore":
@@ -70,17 +68,16 @@ class Result:
             score.sha256,
             score.fewshot,
             score.harness_version,
-            self.most_tokens,
+            score.details.get("longest_answer"),
         )
 
 
-def split(report: "AbilityReport", label: str, most_tokens: int | None = None) -> list[Result]:
+def split(report: "AbilityReport", label: str) -> list[Result]:
     """A report's benchmarks one by one."""
     return [
         Result(
             label,
             replace(report, scores=(score,), samples=report.samples[report.samples["task"] == score.task]),
-            most_tokens,
         )
         for score in report.scores
     ]
@@ -88,8 +85,8 @@ def split(report: "AbilityReport", label: str, most_tokens: int | None = None) -
 
 def keep(known: Iterable[Result], new: Iterable[Result]) -> list[Result]:
     """The results with the new ones at the end; an equal measurement of the same state is replaced."""
-    added = {(result.state, result.setting): result for result in new}
-    kept = [result for result in known if (result.state, result.setting) not in added]
+    added = {(result.report.weight_hash, result.state, result.setting): result for result in new}
+    kept = [each for each in known if (each.report.weight_hash, each.state, each.setting) not in added]
     return [*kept, *added.values()]
 
 

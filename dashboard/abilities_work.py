@@ -265,7 +265,7 @@ def measure(
                 if place == 0:  # the questions or the harness are at fault, which the next state shares
                     break
             else:
-                watched.results += split(report, choice.label, config.most_tokens)
+                watched.results += split(report, choice.label)
 
 
 def questions_asked(config: AbilityConfig) -> dict[str, int]:

@@ -213,4 +213,5 @@ def _start(
     except NmkeError as problem:
         frame.show_error(problem)
         return None
+    st.session_state.pop("benchmark.form.ability_run_code", None)  # the yes was for this one run
     return name

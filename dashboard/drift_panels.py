@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
@@ -91,7 +90,8 @@ def _map(model: "LoadedModel", session: "EditSession", view: View) -> None:
     groups = _groups(model, session, view, changes, by)
     figure = state.get().kept.figure(
         "drift.map",
-        (view.request, tuple(changes), by if groups else BY_VERSION, arrows, share),
+        # Kinds become known version by version.
+        (view.request, tuple(changes), by if groups else BY_VERSION, tuple(groups or ()), arrows, share),
         lambda: figures.joint_map(
             view.drawn,
             changes,
@@ -153,7 +153,7 @@ def _groups(
     """What colours each version's points; None for the versions' own colours."""
     if by == BY_MASK:
         masks = {label: change.mask for label, change in changes.items() if change.mask is not None}
-        return {label: np.where(mask > 0, "in a mask", "in no mask") for label, mask in masks.items()}
+        return {label: figures.mask_groups(mask) for label, mask in masks.items()}
     if by != BY_KIND:
         return None
     known = drift_work.kinds()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dashboard import bundles, jobs, state
 from nmke.drift.settings import DriftConfig
+from nmke.errors import DriftError
 from nmke.progress import Progress
 
 if TYPE_CHECKING:
@@ -232,7 +233,18 @@ def _maker(choice: Choice, session: "EditSession", weight_hash: str) -> Any:
     if choice.number is None:
         version = _version(choice, session, weight_hash)
         return lambda: version
-    return lambda: _version(choice, session, weight_hash)
+    edits = session.edits[: choice.number]
+
+    def make() -> "Version":
+        now = session.edits[: choice.number]
+        if len(now) != len(edits) or any(one is not other for one, other in zip(now, edits, strict=True)):
+            raise DriftError(
+                "The edits were changed while the view waited for its turn.",
+                "Draw it again with the edits as they are now.",
+            )
+        return _version(choice, session, weight_hash)
+
+    return make
 
 
 def take() -> bool:

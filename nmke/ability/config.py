@@ -76,7 +76,8 @@ class AbilityConfig(Config):
     run_code: bool = Field(
         False,
         title="Run the code the model writes",
-        description="HumanEval is scored by running it, in a separate process without network, files or much time.",
+        description="HumanEval is scored by running it, in a separate process that has no network and little time, "
+        "and can write no file.",
     )
 
     @field_validator("tasks", "subjects")

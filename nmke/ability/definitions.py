@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nmke.ability.harness import INSTALL, Harness
-from nmke.ability.sources import Document
+from nmke.ability.origins import Document
 from nmke.errors import ConfigError, ResourceError
 
 #: Tokens the harness lets a model write where its definition names no number.

@@ -64,7 +64,8 @@ class TaskScore:
         harness_version: of lm-eval.
         seconds: spent computing the answers, also where they are cached now.
         cached: nothing was computed this time.
-        details: what else decides the figure, for example the isolation of the code that was run.
+        details: what else decides the figure: ``longest_answer``, how many tokens could be written, and the
+            ``isolation`` of the code that was run.
     """
 
     task: str

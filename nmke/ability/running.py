@@ -14,12 +14,13 @@ import pandas as pd
 
 from nmke.ability.cache import Answers, keep_answers, path_of, read_answers
 from nmke.ability.config import TITLES, AbilityConfig
-from nmke.ability.definitions import DEFINITIONS, make_task, require_room, settings_of
+from nmke.ability.definitions import DEFINITIONS, make_task, require_room, settings_of, written_tokens
 from nmke.ability.harness import Harness, load_harness
 from nmke.ability.judged import make_judged, without_bars
+from nmke.ability.origins import Document
 from nmke.ability.results import SAMPLE_COLUMNS, AbilityReport, TaskScore
 from nmke.ability.sandbox import CPU_SECONDS, find_isolation, run_program
-from nmke.ability.sources import Document, TaskData, digest_of, find_data
+from nmke.ability.sources import TaskData, digest_of, find_data
 from nmke.errors import ConfigError, ResourceError
 from nmke.intervals import wilson
 from nmke.model import EditableModel
@@ -100,7 +101,7 @@ def require_consent(config: AbilityConfig) -> None:
         raise ConfigError(
             "HumanEval runs the code that the model writes, and nobody allowed it for this run.",
             "Say yes to it (run_code, or --run-code), or leave HumanEval out. It runs in a separate process "
-            "without network, files or much time.",
+            "that has no network and little time, and can write no file.",
         )
     if not find_isolation().allowed:
         raise ResourceError(find_isolation().sentence, "Leave HumanEval out here.")
@@ -174,7 +175,16 @@ def _judge(
     counter.begin(len(rows), "")
     asked = digest_of([[chunk.part, document] for chunk in chunks for document in chunk.documents])
     score = _score(harness, config, questions, rows)
-    details = {"isolation": find_isolation().sentence} if questions.task == "humaneval" else {}
+    details: dict[str, Any] = (
+        {"isolation": find_isolation().sentence} if questions.task == "humaneval" else {}
+    )
+    longest = written_tokens(
+        settings_of(
+            harness, questions.task, chunks[0].part, config.fewshot(questions.task), config.most_tokens
+        )
+    )
+    if longest:
+        details["longest_answer"] = longest
     return (
         TaskScore(
             **score,

@@ -5,7 +5,10 @@ place and home, an empty environment, no terminal, and limits of processor time,
 line of the program the process gives up, for good, every system call but the few that computing and importing need:
 it cannot open a file for writing, start a process or thread, make a socket, or signal anybody. Where the system has
 user namespaces it moves into one without any network and without access to other processes besides. The parent kills
-it, with its group, when its time is over, and believes that it passed only by a word that the program does not know.
+it, with its group, when its time is over, and believes that it passed only by a word that no file and nothing the
+program is given holds, so that leaving early or printing is not passing. Two things it does not prevent: reading the
+files this user can read (there is no way to send them off), and a program that searches its own interpreter for the
+word, which wins a point and nothing else; the published test runner can be fooled likewise.
 
 Where the kernel offers no filter of system calls (other systems than Linux, other processors than x86-64 and arm64)
 nothing is run.
@@ -84,8 +87,8 @@ def find_isolation() -> Isolation:
         True,
         True,
         separated,
-        f"Code runs in a process of its own, {network}; it can write no file and start no process, and has "
-        f"{CPU_SECONDS} s of processor time and {MEMORY_BYTES // 2**20} MB.",
+        f"Code runs in a process of its own, {network}; it can read files, but write no file and start no "
+        f"process, and has {CPU_SECONDS} s of processor time and {MEMORY_BYTES // 2**20} MB.",
     )
 
 
@@ -122,24 +125,27 @@ def _run(
         "memory": MEMORY_BYTES,
         "output": OUTPUT_BYTES,
     }
-    with tempfile.TemporaryDirectory(prefix="nmke-code-") as outer:
-        told, place = Path(outer, "told"), Path(outer, "place")
-        place.mkdir()
-        Path(outer, "order").write_text(json.dumps(order), encoding="utf-8")
-        with Path(outer, "order").open("rb") as order_file, told.open("wb") as told_file:
-            child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", str(_CONFINED)],
-                stdin=order_file,
-                stdout=told_file,
-                stderr=subprocess.DEVNULL,
-                cwd=place,
-                env={"HOME": str(place)},
-                start_new_session=True,
-                close_fds=True,
-            )
+    with (
+        tempfile.TemporaryDirectory(prefix="nmke-code-") as place,
+        # Files without a name: the program could read one that lay beside its place, and with it the word.
+        tempfile.TemporaryFile() as order_file,
+        tempfile.TemporaryFile() as told_file,
+    ):
+        order_file.write(json.dumps(order).encode())
+        order_file.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(_CONFINED)],
+            stdin=order_file,
+            stdout=told_file,
+            stderr=subprocess.DEVNULL,
+            cwd=place,
+            env={"HOME": place},
+            start_new_session=True,
+            close_fds=True,
+        )
         late = _wait(child, seconds, tick)
-        with told.open("rb") as told_file:
-            text = told_file.read(_TOLD_BYTES).decode("utf-8", errors="replace")
+        told_file.seek(0)
+        text = told_file.read(_TOLD_BYTES).decode("utf-8", errors="replace")
     return _verdict(text, word, child.returncode, late), text
 
 

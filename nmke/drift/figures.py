@@ -29,6 +29,11 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: METHODS[number % len(METHODS)] for number, label in enumerate(dict.fromkeys(labels))}
 
 
+def mask_groups(mask: NDArray[np.float32]) -> NDArray[Any]:
+    """Whether each neuron is in the mask of some edit, as the map colours it."""
+    return np.where(mask > 0, "in a mask", "in no mask")
+
+
 def joint_map(
     drawn: "DriftMap",
     changes: Mapping[str, "LayerDrift"],

@@ -67,8 +67,3 @@ def find_kinds(
 def group_names(codes: Int8[Tensor, " d_mlp"]) -> NDArray[Any]:
     """The name of each neuron's kind, as figures colour it."""
     return np.array(KINDS)[codes.cpu().numpy()]
-
-
-def mask_groups(mask: NDArray[np.float32]) -> NDArray[Any]:
-    """Whether each neuron is in the mask of some edit, as figures colour it."""
-    return np.where(mask > 0, "in a mask", "in no mask")

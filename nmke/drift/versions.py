@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -165,12 +166,12 @@ def changing(versions: Sequence[Version], layer: int) -> tuple[Version, ...]:
 
 def with_own_labels(versions: Sequence[Version]) -> tuple[Version, ...]:
     """The versions, those of equal labels told apart by a number."""
-    seen: dict[str, int] = {}
-    named = []
+    named: dict[str, Version] = {}
     for version in versions:
-        seen[version.label] = count = seen.get(version.label, 0) + 1
-        named.append(version if count == 1 else replace(version, label=f"{version.label} ({count})"))
-    return tuple(named)
+        numbered = (f"{version.label} ({number})" for number in count(2))
+        label = next(each for each in chain([version.label], numbered) if each not in named)
+        named[label] = version if label == version.label else replace(version, label=label)
+    return tuple(named.values())
 
 
 def _again(model: EditableModel, edits: Sequence[Edit]) -> EditSession:

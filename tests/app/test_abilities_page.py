@@ -7,6 +7,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -678,6 +679,23 @@ def test_a_state_measured_again_replaces_its_earlier_score() -> None:
     known = tables.keep(known, _results("s", "b"))
     known = tables.keep(known, _results("", "a again"))
     assert [result.label for result in known] == ["b", "a again"]
+
+
+def test_a_score_of_another_model_is_kept_beside() -> None:
+    other = tables.split(_report("v", "", AbilityConfig()), "of another model")
+    known = tables.keep(tables.keep([], other), _results("", "a"))
+    assert [result.label for result in known] == ["of another model", "a"]
+
+
+def test_answers_that_could_become_longer_are_not_compared() -> None:
+    """Wherever they come from: measured here, or in a report of the command line."""
+    plain, longer = (
+        _report("w", "", AbilityConfig(tasks=("gsm8k",))),
+        _report("w", "s", AbilityConfig(tasks=("gsm8k",))),
+    )
+    longer = replace(longer, scores=(replace(longer.scores[0], details={"longest_answer": 512}),))
+    known = [*tables.split(plain, "a"), *tables.split(longer, "b")]
+    assert [result.label for result in tables.newest(known)] == ["b"]
 
 
 def test_benchmarks_keep_their_order_whatever_was_measured_first() -> None:

@@ -182,6 +182,14 @@ def test_zsre_records_under_the_name_of_counterfact_are_refused(form: AppTest, t
 # ---- a run from start to end ------------------------------------------------------------------------------------
 
 
+def test_the_yes_for_running_code_counts_for_one_run(form: AppTest) -> None:
+    form.checkbox(key="benchmark.form.ability_run_code").set_value(True).run()
+    form.button(key="benchmark.start").click().run()
+    wait(form)
+    form.segmented_control(key="benchmark.view").set_value("Start a run").run()
+    assert form.checkbox(key="benchmark.form.ability_run_code").value is False
+
+
 def test_a_run_is_started_watched_and_its_results_are_shown(form: AppTest) -> None:
     form.button(key="benchmark.start").click().run()
     assert form.segmented_control(key="benchmark.view").value == "Results"

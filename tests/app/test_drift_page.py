@@ -4,14 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from dashboard import drift_work
 from dashboard.drift_panels import norm_table
 from dashboard.drift_work import View, guess_seconds
 from nmke.drift.words import WARNING
 from nmke.edit import Edit, WeightPatch
+from nmke.errors import DriftError
 from nmke.facts import Fact
 from nmke.loading import load_model
 from nmke.methods.side_memory import SideMemory
@@ -142,6 +145,34 @@ def test_arrows_slider_and_mask_redraw_without_embedding(
     masked = state_of(drawn).kept.newest("drift.map")
     assert [trace["name"] for trace in masked["data"]] == ["original", "in a mask", "in no mask"]
     assert not drawn.error
+
+
+def test_kinds_that_become_known_later_are_drawn(page: AppTest) -> None:
+    apply(page, edit_of((2,), (7,), masked=True))
+    page.multiselect(key="drift.versions").set_value(["own 2", "own 1"]).run()
+    page.selectbox(key="drift.layer").set_value(2).run()
+    page.button(key="drift.draw").click().run()
+    wait(page)
+    first, second = (choice.key for choice in newest(page).choices)
+    kinds = state_of(page).settings.setdefault("drift.kinds", {})
+    kinds[first] = {2: np.array(["general"] * 64)}
+    page.segmented_control(key="drift.colour").set_value("kind").run()
+    kinds[second] = {2: np.array(["specific"] * 64)}
+    page.run()
+    shown = {trace["name"] for trace in state_of(page).kept.newest("drift.map")["data"]}
+    assert {"general", "specific"} <= shown
+
+
+def test_edits_exchanged_while_a_view_waits_are_not_drawn_in_its_place(folder: Path) -> None:
+    session = EditSession(load_model(str(folder), device="cpu"))
+    session.apply(edit_of((1,), (2,)))
+    (choice,) = drift_work._own(session)
+    make = drift_work._maker(choice, session, session.model.weight_hash)
+    assert make().layers == (1,)
+    session.undo()
+    session.apply(edit_of((2,), (5,)))
+    with pytest.raises(DriftError, match="changed while"):
+        make()
 
 
 def test_two_versions_stand_beside_each_other(page: AppTest) -> None:

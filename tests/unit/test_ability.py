@@ -262,6 +262,12 @@ def test_scores_say_where_they_come_from(llama: LoadedModel, data: Path) -> None
     assert report.weight_hash == llama.weight_hash
 
 
+def test_a_score_of_written_answers_says_how_long_they_could_become(llama: LoadedModel, data: Path) -> None:
+    report = judge_abilities(llama, AbilityConfig(tasks=("mmlu", "gsm8k"), limit=1, **SHORT), "", data)
+    assert report.score("gsm8k").details == {"longest_answer": 6}
+    assert report.score("mmlu").details == {}
+
+
 def test_a_prompt_that_is_too_long_is_counted(llama: LoadedModel, tmp_path: Path) -> None:
     rows = {**ROWS, "mmlu_test.jsonl": [{**ROWS["mmlu_test.jsonl"][0], "question": "why " * 300}]}
     folder = write_data(tmp_path / "long", rows)
@@ -458,7 +464,7 @@ def test_without_hub_and_data_the_message_names_the_ways(task: str, no_net: None
         with pytest.raises(ResourceError) as refused:
             find_data(task, folder)
         assert "--data" in refused.value.remedy and "Hugging Face hub" in refused.value.remedy
-        assert sources._ORIGINS[task].file in refused.value.remedy
+        assert sources.ORIGINS[task].file in refused.value.remedy
         assert ("pip" in refused.value.remedy) == (task in ("mmlu", "humaneval"))
 
 
@@ -492,6 +498,27 @@ def test_the_hub_is_asked_once_and_its_copy_serves_without_it(
     assert "revision def" in find_data("bbh").source and len(calls) == 54
 
 
+def test_a_damaged_copy_of_the_hub_is_fetched_again_or_named_as_missing(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    row = {"question": "1 + 1?", "answer": "#### 2"}
+    monkeypatch.setattr(sources, "_hub_revision", lambda name: "abc")
+    monkeypatch.setattr(sources, "_hub_rows", lambda *_: [row])
+    found = find_data("gsm8k")
+    (kept,) = (cache / "abilities" / "data").glob("*.json")
+    for text in ("", "[]", '{"revision": "abc"}'):
+        kept.write_text(text)
+        assert find_data("gsm8k") == found
+    kept.write_text("")
+
+    def away(name: str) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr(sources, "_hub_revision", away)
+    with pytest.raises(ResourceError, match="hub cannot be reached"):
+        find_data("gsm8k")
+
+
 def test_humaneval_comes_out_of_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import gzip
 
@@ -514,13 +541,16 @@ def test_humaneval_comes_out_of_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("bbh.jsonl", {"task": "sums"}, "27 tasks"),
         ("bbh.jsonl", {"target": ""}, "target is no text"),
         ("humaneval.jsonl", {"test": None}, "test is no text"),
+        ("gsm8k_test.jsonl", {"question": "half \ud800 of it"}, "half a character"),
+        ("mmlu_test.jsonl", {"choices": ["a", "b", "c", "\udfff"]}, "half a character"),
+        ("bbh.jsonl", {"target": "\ud800"}, "half a character"),
     ],
 )
 def test_a_bad_row_is_named(file: str, change: dict[str, Any], words: str, tmp_path: Path) -> None:
     rows = [dict(row) for row in ROWS[file]]
     rows[-1] |= change
     folder = write_data(tmp_path / "bad", {**ROWS, file: rows})
-    (task,) = [name for name, origin in sources._ORIGINS.items() if origin.file == file]
+    (task,) = [name for name, origin in sources.ORIGINS.items() if origin.file == file]
     with pytest.raises(QuestionError, match=words) as refused:
         find_data(task, folder)
     assert f"Question {len(rows)} of {file}" in refused.value.what

@@ -323,7 +323,11 @@ def test_a_lifelong_run_gives_one_version_a_run(cache: Path, tmp_path: Path) -> 
 
 def test_equal_labels_are_told_apart() -> None:
     versions = [Version("a", (), 1, {}), Version("b", (), 1, {}), Version("a", (), 1, {})]
-    assert [version.label for version in with_own_labels(versions)] == ["a", "b", "a (2)"]
+    named = with_own_labels(versions)
+    assert [version.label for version in named] == ["a", "b", "a (2)"]
+    # Opened one after the other: what was told apart before is told apart from the next.
+    more = with_own_labels([*named, versions[0], versions[0]])
+    assert [version.label for version in more] == ["a", "b", "a (2)", "a (3)", "a (4)"]
 
 
 # ---- the embedding ----------------------------------------------------------------------------------------------

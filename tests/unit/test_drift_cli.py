@@ -14,6 +14,7 @@ from nmke.facts import Fact
 from nmke.loading import load_model
 from nmke.session import EditSession
 from tests.tiny import make_tiny
+from tests.unit.test_cli import fails_in_one_line
 
 FAST = ["--set", "perplexity=5", "--set", "iterations=300", "--set", "components=8"]
 
@@ -49,14 +50,6 @@ def bundles(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["drift", *arguments])
-
-
-def fails_in_one_line(result: Result, words: str) -> None:
-    assert result.exit_code == 1, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(lines) == 1
-    assert words in lines[0]
-    assert "Traceback" not in result.output
 
 
 def test_two_bundles_are_drawn_and_measured(model: str, bundles: tuple[str, str], tmp_path: Path) -> None:

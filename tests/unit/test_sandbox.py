@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
@@ -38,6 +37,15 @@ def test_leaving_early_is_not_passing(leaving: str) -> None:
 def test_writing_the_word_passed_is_not_passing() -> None:
     program = "import os, contextlib\nfor fd in range(20):\n    with contextlib.suppress(OSError):\n"
     program += "        os.write(fd, b'x passed\\n')\nos._exit(0)"
+    assert not run_program(program).passed
+
+
+@pytest.mark.parametrize("place", ["../order", "order", "/proc/self/fd/0", "/dev/stdin"])
+def test_the_word_lies_in_no_file_that_the_program_can_read(place: str) -> None:
+    """A program that finds its order could claim to have passed without running its tests."""
+    program = f"import os, json\norder = open({place!r}).read()\nword = json.loads(order)['word'] if order else ''\n"
+    program += "for fd in range(20):\n    try:\n        os.write(fd, (word + ' passed\\n').encode())\n"
+    program += "    except OSError:\n        pass\nos._exit(0)"
     assert not run_program(program).passed
 
 
@@ -136,11 +144,11 @@ def test_other_processes_cannot_be_signalled() -> None:
         sleeper.wait()
 
 
-def test_a_huge_output_fails_and_is_kept_nowhere() -> None:
-    free = shutil.disk_usage("/tmp").free
+def test_a_huge_output_fails_and_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     verdict = run_program("print('x' * 2**26)")
     assert not verdict.passed and verdict.reason.startswith("OSError")
-    assert abs(free - shutil.disk_usage("/tmp").free) < 2**25
+    assert list(tmp_path.iterdir()) == []
     assert run_program("print('hello')").passed
 
 
@@ -180,7 +188,8 @@ def test_a_cancel_kills_the_program_at_once() -> None:
 
 def test_the_isolation_is_told() -> None:
     told = find_isolation()
-    assert told.allowed and told.filtered and "can write no file" in told.sentence
+    assert told.allowed and told.filtered
+    assert "read files, but write no file" in told.sentence
 
 
 def test_nothing_is_run_where_nothing_keeps_the_code_in(monkeypatch: pytest.MonkeyPatch) -> None:
