@@ -89,7 +89,8 @@ def _choices(model: "LoadedModel") -> list[work.Choice]:
         key=COMPARED,
         persist_state="session",
         placeholder="Nothing: measure it alone" if offered else "Nothing to compare yet",
-        help="This tab's edits, edits saved on disk, and neurons that were switched off on the Ablation page.",
+        help="This tab's edits, edits saved on disk, and neurons that were switched off on the Ablation page; "
+        "here they are set to zero, also where that ablation held them at their mean.",
     )
     with st.popover("Add from disk", icon=":material/folder_open:", help="Compare what was saved elsewhere."):
         edits, neurons, report = st.tabs(["Edits", "Neurons", "Report"])
@@ -160,7 +161,8 @@ def _add_neurons(model: "LoadedModel") -> None:
         key="abilities.neurons",
         placeholder="/path/to/ablation",
         help="What nmke ablate wrote with --out, or a saved set of neurons, on the machine this page runs on. The "
-        "neurons are set to zero in the model as loaded; a random set beside each is offered too.",
+        "neurons are set to zero in the model as loaded, also where the ablation held them at their mean; a random set "
+        "beside each is offered too.",
     )
     if not st.button("Add", key="abilities.add_neurons", type="primary"):
         return

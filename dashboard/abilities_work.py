@@ -140,14 +140,18 @@ def read_neurons(model: "LoadedModel", path: str) -> list[Choice]:
 
 
 def _sets_of(found: "AblationResults") -> "list[NeuronSet]":
-    """The sets an ablation switched off, each followed by the first of the random ones beside it."""
+    """The sets an ablation switched off, each followed by the first of the random ones beside it.
+
+    Here they are zero; the label of those that the ablation held at their mean says that this differs.
+    """
     from nmke.ablation import NeuronSet
 
+    differs = "; by mean there, zero here" if found.about["config"]["how"] == "mean" else ""
     first = {found.controls(one.name)[0].name for one in found.conditions if found.controls(one.name)}
     return [
         NeuronSet(
             tuple((layer, each) for layer, neurons in one.neurons.items() for each in neurons),
-            one.name,
+            f"{one.name}{differs}",
             str(found.about["model"]["weight_hash"]),
             one.chosen_by,
             one.k,
@@ -159,10 +163,12 @@ def _sets_of(found: "AblationResults") -> "list[NeuronSet]":
 
 def neuron_choices(model: "LoadedModel") -> list[Choice]:
     """The neurons that were switched off on the Ablation page, each set once."""
-    from dashboard import ablation_work
+    from dashboard import ablation_results
 
-    kept, _ = ablation_work.kept_results(model.weight_hash)
-    found = [of_neurons(each) for one in kept.values() for each in _sets_of(one.results)]
+    kept, _ = ablation_results.kept_results(model.weight_hash)
+    # Of a set that was ablated both ways the label is that of zero, as it is here: the last of a key stays.
+    ordered = sorted(kept.values(), key=lambda one: one.results.about["config"]["how"] == "zero")
+    found = [of_neurons(each) for one in ordered for each in _sets_of(one.results)]
     return list({choice.key: choice for choice in found}.values())
 
 

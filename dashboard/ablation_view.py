@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from dashboard import ablation_form, ablation_panels, frame, jobs, libraries, state
+from dashboard import ablation_form, ablation_panels, ablation_results, frame, jobs, libraries, state
 from dashboard import ablation_work as work
 
 if TYPE_CHECKING:
@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from nmke.loading import LoadedModel
 
 CHOSEN = "ablation.chosen"
+#: Stands among the names of kept results for what a cancelled ablation has answered.
+UNFINISHED = "unfinished"
 _TICK = 2.0
 
 
 def show(model: "LoadedModel") -> None:
     """The whole page, once a model is there."""
     if not libraries.are_ready():
-        _wait_for_libraries()
+        libraries.wait_here()
         return
     _take()
     with st.container(horizontal=True, gap="medium"):
@@ -28,16 +30,9 @@ def show(model: "LoadedModel") -> None:
             live = jobs.running(work.PURPOSE)
             if live:
                 frame.progress_here(work.PURPOSE)
-            chosen = _choose(model)
+            chosen = _choose(model, None if live else _begun(model))
             every = _TICK if live else None
             st.fragment(_results, run_every=every, key="ablation.results")(model, chosen, live, wish)
-
-
-@st.fragment(run_every=0.5)
-def _wait_for_libraries() -> None:
-    st.info("The libraries are being read; this takes some seconds after the server's start.")
-    if libraries.are_ready():
-        st.rerun()
 
 
 def _take() -> None:
@@ -51,7 +46,7 @@ def _take() -> None:
         mine.settings["ablation.live"] = None
         mine.settings["ablation.wish"] = [name]
         with frame.guard("Reading the results"):
-            _note_pace(work.open_result(name).results)
+            _note_pace(ablation_results.open_result(name).results)
         mine.flash("success", f"Done: {title}.")
     elif outcome.state == jobs.JobState.CANCELLED:
         mine.flash(
@@ -61,6 +56,8 @@ def _take() -> None:
         )
     else:
         mine.flash("error", outcome.error)
+    if outcome.state != jobs.JobState.DONE:
+        mine.settings["ablation.wish"] = [UNFINISHED]
     st.rerun()
 
 
@@ -72,26 +69,36 @@ def _note_pace(results: "AblationResults") -> None:
         state.get().settings[f"ablation.pace.{scores}"] = sum(results.seconds.values()) / answered
 
 
-def _choose(model: "LoadedModel") -> dict[str, str]:
-    """The kept results to show: name by title."""
-    kept, others = work.kept_results(model.weight_hash)
-    wish = state.get().settings.pop("ablation.wish", None)
-    if wish is not None:
+def _begun(model: "LoadedModel") -> "AblationResults | None":
+    """What the ablation at work, or a cancelled one, has answered on this model; None before its first answer."""
+    now = work.live()
+    begun = now.results() if now is not None else None
+    here = begun is not None and begun.answered and begun.about["model"]["weight_hash"] == model.weight_hash
+    return begun if here else None
+
+
+def _choose(model: "LoadedModel", unfinished: "AblationResults | None") -> dict[str, str]:
+    """The results to show, name by title: those kept, and what a cancelled ablation has answered."""
+    kept, others = ablation_results.kept_results(model.weight_hash)
+    titles = ablation_results.titles_of(kept)
+    options = list(kept)
+    if unfinished is not None:
+        titles[UNFINISHED] = f"unfinished: {ablation_results.title_of(unfinished)}"
+        options.insert(0, UNFINISHED)
+    wish = [name for name in state.get().settings.pop("ablation.wish", ()) if name in titles]
+    if CHOSEN in st.session_state or wish:
         # What was shown before stays beside it: comparing is the point.
-        before = [name for name in st.session_state.get(CHOSEN, ()) if name not in wish]
-        st.session_state[CHOSEN] = [*wish, *before][:2]
-    if CHOSEN in st.session_state:
-        st.session_state[CHOSEN] = [name for name in st.session_state[CHOSEN] if name in kept]
-    if not kept:
+        before = [name for name in st.session_state.get(CHOSEN, ()) if name in titles and name not in wish]
+        st.session_state[CHOSEN] = [*wish, *before][:2] if wish else before
+    if not options:
         if others:
             st.caption(f"{others} kept results are of other models.")
         return {}
-    titles = work.titles_of(kept)
-    fresh: dict[str, Any] = {} if CHOSEN in st.session_state else {"default": list(kept)[:1]}
+    fresh: dict[str, Any] = {} if CHOSEN in st.session_state else {"default": options[:1]}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = st.multiselect(
             "Results",
-            list(kept),
+            options,
             format_func=lambda name: titles.get(name, name),
             key=CHOSEN,
             persist_state="session",
@@ -107,7 +114,10 @@ def _choose(model: "LoadedModel") -> dict[str, str]:
             disabled=not names,
             help="Remove the first of them.",
         ):
-            work.forget(names[0])
+            if names[0] == UNFINISHED:
+                state.get().settings["ablation.live"] = None
+            else:
+                ablation_results.forget(names[0])
             st.rerun()
     return {titles[name]: name for name in names}
 
@@ -119,13 +129,16 @@ def _results(
     if live and not jobs.running(work.PURPOSE):
         st.rerun()
     shown: dict[str, AblationResults] = {}
-    now = work.live()
-    begun = now.results() if now is not None else None
-    if begun is not None and begun.answered and begun.about["model"]["weight_hash"] == model.weight_hash:
-        shown[f"{'now' if live else 'unfinished'}: {work.title_of(begun)}"] = begun
+    begun = _begun(model)
+    if live and begun is not None:
+        shown[f"now: {ablation_results.title_of(begun)}"] = begun
     for title, name in chosen.items():
+        if name == UNFINISHED:
+            if begun is not None:
+                shown[title] = begun
+            continue
         with frame.guard("Reading the results"):
-            shown[title] = work.open_result(name).results
+            shown[title] = ablation_results.open_result(name).results
     if live and not shown:
         st.info(
             "The neurons and questions are being prepared; the bars appear here and fill as questions are answered."

@@ -1,17 +1,14 @@
-"""Ablations in work and on disk, without drawing anything: what is asked, the live answers, the kept results."""
+"""Ablations in work, without drawing anything: what is asked, and the answers as they come."""
 
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dashboard import jobs, state
-from nmke.errors import AblationError, NmkeError
+from dashboard import ablation_results, jobs, state
+from nmke.errors import AblationError
 from nmke.facts import Fact
 from nmke.progress import Progress
-from nmke.storage import home
 from nmke.store import content_key
 
 if TYPE_CHECKING:
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
 
 PURPOSE = "ablation"
 Source = Literal["Roles", "Facts", "By hand"]
-#: Results listed on the page, the newest first.
-MOST_LISTED = 30
 
 
 @dataclass(frozen=True)
@@ -92,18 +87,6 @@ class Live:
                 return None
             answers = {name: tuple(found) for name, found in self._answers.items()}
             return replace(self._begun, answers=answers)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Results as they lie on disk."""
-
-    name: str
-    results: "AblationResults"
-
-    @property
-    def title(self) -> str:
-        return title_of(self.results)
 
 
 # ---- neurons ----------------------------------------------------------------------------------------------------
@@ -232,11 +215,11 @@ def start(
             "model": {"weight_hash": session.model.weight_hash},
         }
         live.begin(AblationResults(questions, conditions_of(session.model, sets, config), {}, about))
-        folder = answers_folder() / answers_key(session, questions, config)
+        folder = ablation_results.answers_folder() / answers_key(session, questions, config)
         results = run_ablation(session, questions, sets, config, progress, live.add, folder)
         name = content_key(folder=folder.name, conditions=[[one.name, one.key] for one in results.conditions])
-        results.save(results_folder() / name)
-        return name, title_of(results)
+        results.save(ablation_results.results_folder() / name)
+        return name, ablation_results.title_of(results)
 
     jobs.start(PURPOSE, f"Ablation of {_say_chosen(chosen, ks)}", work)
     state.get().settings["ablation.live"] = live
@@ -253,99 +236,6 @@ def _say_chosen(chosen: Chosen, ks: Sequence[int]) -> str:
         return "neurons by hand"
     many = f"k = {ks[0]}" if len(ks) == 1 else f"{len(ks)} sizes"
     return f"{', '.join(chosen.roles)}, {many}"
-
-
-# ---- on disk ----------------------------------------------------------------------------------------------------
-
-
-def results_folder() -> Path:
-    """Where the page keeps results, a folder each."""
-    return home() / "ablation" / "results"
-
-
-def answers_folder() -> Path:
-    """Where each condition's answers are kept, so that they need not be given twice."""
-    return home() / "ablation" / "answers"
-
-
-def list_results() -> list[str]:
-    """The names of kept results, the newest first."""
-    from nmke.ablation.results import SUMMARY
-
-    found = [(path.stat().st_mtime_ns, path.parent.name) for path in results_folder().glob(f"*/{SUMMARY}")]
-    return [name for _, name in sorted(found, reverse=True)[:MOST_LISTED]]
-
-
-def open_result(name: str) -> Kept:
-    """Kept results; read again only when they changed.
-
-    Raises:
-        ResourceError: they are gone or damaged.
-    """
-    from nmke.ablation import AblationResults
-    from nmke.ablation.results import SUMMARY
-
-    folder = results_folder() / name
-    told = (folder / SUMMARY).stat() if (folder / SUMMARY).is_file() else None
-    key = told and (told.st_mtime_ns, told.st_size)
-    found: Kept = state.get().kept.get(
-        f"ablation.result.{name}", key, lambda: Kept(name, AblationResults.load(folder))
-    )
-    return found
-
-
-def kept_results(weight_hash: str) -> tuple[dict[str, Kept], int]:
-    """The kept results of a model by name, and how many there are of others; damaged ones are left out."""
-    mine: dict[str, Kept] = {}
-    others = 0
-    for name in list_results():
-        try:
-            kept = open_result(name)
-        except NmkeError:
-            continue
-        if kept.results.about.get("model", {}).get("weight_hash") == weight_hash:
-            mine[name] = kept
-        else:
-            others += 1
-    return mine, others
-
-
-def titles_of(kept: Mapping[str, Kept]) -> dict[str, str]:
-    """What kept results, the newest first, are called; of those that sound alike all but the oldest are numbered."""
-    alike: Counter[str] = Counter()
-    titles = {}
-    for name in reversed(list(kept)):
-        title = kept[name].title
-        alike[title] += 1
-        titles[name] = title if alike[title] == 1 else f"{title} ({alike[title]})"
-    return titles
-
-
-def forget(name: str) -> None:
-    """Remove kept results; the answers they were made of stay."""
-    from nmke.storage import remove
-
-    remove(results_folder() / Path(name).name)
-
-
-def title_of(results: "AblationResults") -> str:
-    """What results are called: their sets, the questions, and what is unusual."""
-    sets = [one for one in results.conditions if one.kind == "set"]
-    labels = list(dict.fromkeys(one.label for one in sets))
-    ks = sorted({one.k for one in sets})
-    numbers = f"k = {', '.join(map(str, ks))}" if len(ks) <= 3 else f"k = {ks[0]} to {ks[-1]}"
-    if any(one.name.endswith(" per layer") for one in sets):
-        numbers += " per layer"
-    layers = sorted({layer for one in sets for layer in one.neurons})
-    parts = [", ".join(labels), numbers]
-    if results.about["config"]["how"] == "mean":
-        parts.append("by mean")
-    if layers:
-        parts.append(f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}")
-    edits = results.about.get("session", {}).get("edits")
-    if edits:
-        parts.append(f"after {edits} edits")
-    return f"{' · '.join(parts)} · {len(results.questions)} questions"
 
 
 # ---- what the form needs ----------------------------------------------------------------------------------------

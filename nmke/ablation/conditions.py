@@ -96,7 +96,7 @@ def conditions_of(
     Raises:
         AblationError: a set of another model, two sets of one name, or a layer too small for random controls.
     """
-    from nmke.ablation.sets import random_like
+    from nmke.ablation.choosing import random_like
 
     for chosen in sets:
         chosen.require_for(model)

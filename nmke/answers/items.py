@@ -25,7 +25,7 @@ FORMULAS: Mapping[str, str] = {
     "loss": "mean negative log-likelihood per token, in nats, of the right choice's text after \"Question: ... "
     'Answer:"; lower is better',
     "text_loss": 'mean negative log-likelihood per token, in nats, of the question\'s own text after "Question:"; '
-    "lower is better",
+    "lower is better; a question without a token of its own, because it is one with the line break, has none",
 }
 
 
@@ -86,7 +86,7 @@ class Answered:
         written: what the model writes in answer; None when it was not asked to.
         written_choice: the choice recognised in it; None for none, which counts as wrong.
         loss: nats per token of the right choice's text.
-        text_loss: nats per token of the question's own text.
+        text_loss: nats per token of the question's own text; None also where no token is its own.
     """
 
     question: str

@@ -6,6 +6,7 @@ again. Everything runs through the model as it stands, with whatever weights, mo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from nmke.tokens import Batch, pad, pad_id
 
 #: A common beginning of fewer tokens is not worth a run of its own.
 _WORTH_SHARING = 8
+#: Positions that go through the unembedding in one product.
+_ROWS = 512
 #: Called between pieces of work; raises Cancelled when the user asked to stop.
 Tick = Callable[[], None]
 
@@ -154,9 +157,10 @@ def log_probabilities(
         picked = [longer[index] for index in group]
         past = choose(reading.past, [row for row, _ in picked])
         after = read_on(model, [options[row][number][:-1] for row, number in picked], past)
-        for place, (row, number) in enumerate(picked):
-            forced = options[row][number][1:]
-            found[row][number] += -sum(nats_of(model, after.final[place, : len(forced)], forced))
+        forced = [options[row][number][1:] for row, number in picked]
+        finals = [after.final[place, : len(ids)] for place, ids in enumerate(forced)]
+        for (row, number), nats in zip(picked, nats_of_all(model, finals, forced), strict=True):
+            found[row][number] += -sum(nats)
     return found
 
 
@@ -169,6 +173,26 @@ def nats_of(
     ids = torch.tensor(list(forced), device=log_p.device)
     taken: list[float] = (-log_p.gather(1, ids[:, None])[:, 0]).cpu().double().tolist()
     return taken
+
+
+@torch.no_grad()
+def nats_of_all(
+    model: EditableModel, finals: Sequence[Float[Tensor, "_ d_model"]], forced: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """:func:`nats_of` of several texts, whose positions go through the unembedding together.
+
+    Args:
+        finals: of each text the final norm's output one position before each of its tokens.
+        forced: of each text its tokens; a text of none gets an empty list.
+    """
+    if not any(map(len, forced)):
+        return [[] for _ in forced]
+    final, ids = torch.cat(list(finals)), list(chain.from_iterable(forced))
+    nats: list[float] = []
+    for start in range(0, len(ids), _ROWS):
+        nats += nats_of(model, final[start : start + _ROWS], ids[start : start + _ROWS])
+    each = iter(nats)
+    return [list(islice(each, len(one))) for one in forced]
 
 
 @torch.no_grad()

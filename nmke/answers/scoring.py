@@ -17,7 +17,7 @@ from nmke.answers.reading import (
     group_by_length,
     join,
     log_probabilities,
-    nats_of,
+    nats_of_all,
     read_prompts,
     shared_length,
     write_greedily,
@@ -221,6 +221,11 @@ def _by_cloze(
             for index in group
         ]
         logp = log_probabilities(model, reading, wanted, config.batch_tokens, clock.tick)
+        losses: list[float | None] = [None] * len(group)
+        if "loss" in config.scores:
+            losses = _text_losses(
+                model, reading, [asked[i].prompt for i in group], [questions[i] for i in group]
+            )
         for row, index in enumerate(group):
             question, one = questions[index], asked[index]
             if "cloze" in config.scores:
@@ -235,7 +240,7 @@ def _by_cloze(
                 found[index] = replace(
                     found[index],
                     loss=-right / len(one.options[question.answer]),
-                    text_loss=_text_loss(model, reading, row, one.prompt, question),
+                    text_loss=losses[row],
                 )
     return found
 
@@ -245,15 +250,23 @@ def per_character(log_p: float, choice: str) -> float:
     return log_p / len(choice.strip())
 
 
-def _text_loss(
-    model: EditableModel, reading: Reading, row: int, ids: Sequence[int], question: Question
-) -> float:
-    """Nats per token of the question's own text, read behind "Question:"."""
-    first = shared_length(ids, encode(model.tokenizer, CLOZE_START))
-    end = shared_length(ids, encode(model.tokenizer, f"{CLOZE_START} {question.text.strip()}"))
-    final = reading.final[row, -len(ids) :]
-    nats = nats_of(model, final[first - 1 : end - 1], ids[first:end])
-    return sum(nats) / len(nats)
+def _text_losses(
+    model: EditableModel, reading: Reading, rows: Sequence[Sequence[int]], questions: Sequence[Question]
+) -> list[float | None]:
+    """Nats per token of each question's own text, read behind "Question:".
+
+    Tokens that hold a part of "Question:" or of the line break behind the text are not the text's own. None where
+    that leaves no token at all: such a question has no loss of its text, and means go over the others.
+    """
+    finals, own = [], []
+    start = encode(model.tokenizer, CLOZE_START)
+    for row, (ids, question) in enumerate(zip(rows, questions, strict=True)):
+        first = max(shared_length(ids, start), 1)  # nothing is before the first token that could foretell it
+        last = shared_length(ids, encode(model.tokenizer, f"{CLOZE_START} {question.text.strip()}"))
+        last = max(first, last)
+        finals.append(reading.final[row, -len(ids) :][first - 1 : last - 1])
+        own.append(list(ids[first:last]))
+    return [sum(nats) / len(nats) if nats else None for nats in nats_of_all(model, finals, own)]
 
 
 def _best(scores: Sequence[float]) -> int:

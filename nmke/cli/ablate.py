@@ -68,7 +68,7 @@ def ablate(
     scores: Annotated[
         str, typer.Option(help="Of letters, cloze, written, loss.")
     ] = "letters,cloze,written,loss",
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the written answers.")] = 24,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the written answers.")] = 20,
     controls: Annotated[
         int, typer.Option(min=0, help="Random sets of the same size in the same layers.")
     ] = 3,

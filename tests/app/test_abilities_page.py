@@ -17,7 +17,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from dashboard import abilities_charts as drawing
-from dashboard import abilities_panels, abilities_questions, ablation_work
+from dashboard import abilities_panels, abilities_questions, ablation_results
 from dashboard import abilities_tables as tables
 from dashboard import abilities_work as work
 from nmke.ability import TASKS, TITLES, AbilityConfig, AbilityReport, TaskScore
@@ -348,7 +348,7 @@ def test_edits_that_cannot_be_compared_are_one_sentence(
 def test_neurons_switched_off_on_the_ablation_page_are_offered_and_zero(
     page: AppTest, ablated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(ablated, ablation_work.results_folder() / "first")
+    shutil.copytree(ablated, ablation_results.results_folder() / "first")
     model = _session(page).model
     page.run()
     offered = page.multiselect(key="abilities.compared")
@@ -375,14 +375,32 @@ def test_neurons_switched_off_on_the_ablation_page_are_offered_and_zero(
     assert len(table(page, "McNemar p")) == 1
 
 
+def test_neurons_that_an_ablation_held_at_their_mean_are_said_to_be_zero_here(
+    page: AppTest, tmp_path: Path
+) -> None:
+    _ablate(page, "mean", tmp_path / "off")
+    shutil.copytree(tmp_path / "off", ablation_results.results_folder() / "first")
+    page.run()
+    offered = page.multiselect(key="abilities.compared")
+    assert offered.options == [label.replace(")", "; by mean there, zero here)") for label in OFF]
+    assert "also where that ablation held them at their mean" in offered.help
+    _ablate(page, "zero", ablation_results.results_folder() / "second")
+    page.run()
+    assert page.multiselect(key="abilities.compared").options == OFF
+
+
 @pytest.fixture
 def ablated(page: AppTest, tmp_path: Path) -> Path:
     """The folder of an ablation of three neurons with two random controls, on one question."""
+    return _ablate(page, "zero", tmp_path / "off")
+
+
+def _ablate(page: AppTest, how: Any, folder: Path) -> Path:
     asked = QuestionSet((Question("1", "history", "Which is it?", ("this", "that"), 0),), "made-up")
     model = _session(page).model
-    config = AblationConfig(controls=2, answers=AnswersConfig(scores=("cloze",)))
-    run_ablation(EditSession(model), asked, [by_hand(model, NEURONS)], config).save(tmp_path / "off")
-    return tmp_path / "off"
+    config = AblationConfig(controls=2, how=how, answers=AnswersConfig(scores=("cloze",)))
+    run_ablation(EditSession(model), asked, [by_hand(model, NEURONS)], config).save(folder)
+    return folder
 
 
 def _add_neurons(page: AppTest, path: Path | str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import ablation_charts as drawing
-from dashboard import ablation_tables, ablation_work, roles_work
+from dashboard import ablation_results, ablation_tables, ablation_work, roles_work
 from nmke.ablation import AblationResults, Condition, by_hand, save_set
 from nmke.answers import Answered
 from nmke.loading import load_model
@@ -71,7 +71,7 @@ def press(page: AppTest) -> AppTest:
 
 def results_of(page: AppTest) -> AblationResults:
     """The newest kept results."""
-    return AblationResults.load(ablation_work.results_folder() / ablation_work.list_results()[0])
+    return AblationResults.load(ablation_results.results_folder() / ablation_results.list_results()[0])
 
 
 def test_without_a_model_the_page_says_so_and_offers_the_way() -> None:
@@ -146,7 +146,7 @@ def test_a_second_ablation_answers_only_what_is_new_and_stands_beside_the_first(
     text = said(ablated)
     assert "1: general · k = 12" in text and "2: general · k = 10" in text
     ablated.button(key="ablation.forget").click().run()
-    assert len(ablation_work.list_results()) == 1
+    assert len(ablation_results.list_results()) == 1
     assert not ablated.error
 
 
@@ -173,7 +173,7 @@ def test_results_that_sound_alike_are_told_apart_and_never_shown_for_each_other(
 
 
 def newest_last() -> list[Path]:
-    return [ablation_work.results_folder() / name for name in reversed(ablation_work.list_results())]
+    return [ablation_results.results_folder() / name for name in reversed(ablation_results.list_results())]
 
 
 def test_results_without_the_score_are_named_and_not_numbered(page: AppTest) -> None:
@@ -186,7 +186,7 @@ def test_results_without_the_score_are_named_and_not_numbered(page: AppTest) -> 
     kept = [path.name for path in newest_last()]
     page.multiselect(key="ablation.chosen").set_value([kept[0], kept[1], kept[2]]).run()
     page.segmented_control(key="ablation.score").set_value("cloze").run()
-    text, title = said(page), ablation_work.title_of(results_of(page))
+    text, title = said(page), ablation_results.title_of(results_of(page))
     assert f"1: {title}  \n2: {title} (3)" in text
     assert f"Without this score, so not drawn: {title} (2)." in text
 
@@ -210,7 +210,7 @@ def test_domains_tasks_mean_and_layers_can_be_chosen(page: AppTest) -> None:
     assert {one.label for one in results.conditions} == {"none", "inactive", "general"}
     general = results.condition("general, k = 2 per layer")
     assert {layer: len(found) for layer, found in general.neurons.items()} == {1: 2, 2: 2}
-    assert "by mean" in ablation_work.title_of(results)
+    assert "by mean" in ablation_results.title_of(results)
 
 
 def test_roles_found_with_other_edits_are_said_to_be(page: AppTest, folder: Path) -> None:
@@ -299,9 +299,8 @@ def test_the_dose_response_draws_a_curve_over_k(page: AppTest) -> None:
     assert not page.error
 
 
-def test_answers_show_while_the_work_goes_on_and_a_cancel_keeps_them(
-    page: AppTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cancel_at_the_second_condition(page: AppTest, monkeypatch: pytest.MonkeyPatch, button: str) -> AppTest:
+    """Press a button, and cancel once two questions of the first set are answered; ends while these are shown."""
     from nmke.answers import answer_questions
 
     gate, second = threading.Event(), threading.Event()
@@ -317,15 +316,47 @@ def test_answers_show_while_the_work_goes_on_and_a_cancel_keeps_them(
         return answer_questions(model, questions, config, progress, on_answered, **more)
 
     monkeypatch.setattr("nmke.ablation.running.answer_questions", slow)
-    page.button(key="ablation.start").click().run()
+    page.button(key=button).click().run()
     assert gate.wait(60)
-    page.run()
-    assert "**general, k = 10**:" in said(page), "two of its questions are answered"
-    assert not page.error and not page.exception
+    return page.run()
+
+
+def cancel(page: AppTest) -> AppTest:
     page.button(key="cancel.here.ablation").click().run()
     wait(page)
     assert "The ablation was cancelled" in said(page)
+    return page
+
+
+def test_answers_show_while_the_work_goes_on_and_a_cancel_keeps_them(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel_at_the_second_condition(page, monkeypatch, "ablation.start")
+    assert "**general, k = 10**:" in said(page), "two of its questions are answered"
+    assert not page.error and not page.exception
+    cancel(page)
     assert "**general, k = 10**:" in said(page), "what was answered stands there still"
+
+
+def test_after_a_cancel_kept_results_can_be_looked_at_and_the_unfinished_ones_forgotten(
+    ablated: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = ablation_results.list_results()
+    ablated.number_input(key="ablation.limit").set_value(2).run()  # other questions: nothing of them is kept
+    cancel(cancel_at_the_second_condition(ablated, monkeypatch, "ablation.start"))
+    box = ablated.multiselect(key="ablation.chosen")
+    assert box.value == ["unfinished", name], "the unfinished ones come first, beside what was shown before"
+    assert box.options[0].startswith("unfinished: general · k = 10")
+    assert ablated.selectbox(key="ablation.one.condition").options == ["general, k = 10"]
+    box.set_value([name]).run()
+    assert not ablated.error and not ablated.exception
+    assert "general, k = 10, random 1" in ablated.selectbox(key="ablation.one.condition").options
+    ablated.multiselect(key="ablation.chosen").set_value(["unfinished"]).run()
+    assert ablated.selectbox(key="ablation.one.condition").options == ["general, k = 10"]
+    ablated.button(key="ablation.forget").click().run()
+    assert ablation_results.list_results() == [name], "nothing kept was removed"
+    (left,) = ablated.multiselect(key="ablation.chosen").options
+    assert left.startswith("general · k = 10"), "and the unfinished ones are not offered any more"
 
 
 def test_an_error_of_the_engine_is_one_sentence(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:

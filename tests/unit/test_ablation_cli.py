@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from nmke.answers import AnswersConfig
 from nmke.cli import app
 from nmke.edit import Edit
 from nmke.loading import load_model
@@ -54,6 +56,11 @@ def facts(tmp_path: Path) -> str:
         json.dumps({"prompt": "The capital of France is", "subject": "France", "target_new": "Rome"})
     )
     return str(file)
+
+
+def test_written_answers_have_the_length_they_have_on_the_page() -> None:
+    (tokens,) = [one for one in get_command(app).commands["ablate"].params if one.name == "tokens"]  # type: ignore[attr-defined]
+    assert tokens.default == AnswersConfig().written_tokens
 
 
 def ablate(model: str, questions: str, out: Path, *more: str) -> Result:

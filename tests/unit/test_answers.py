@@ -131,6 +131,53 @@ def test_text_loss_is_the_mean_over_the_questions_own_tokens(tiny: LoadedModel, 
         assert found.text_loss == pytest.approx(sum(nats) / len(nats), **CLOSE)
 
 
+def test_a_question_that_is_one_token_with_the_line_break_has_no_loss_of_its_text(
+    llama: LoadedModel, answers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merging(tokenizer: Any, text: str) -> list[int]:
+        """As of a vocabulary in which " Why?" and the line break are one token."""
+        return encode(tokenizer, text.replace(" Why?\n", "\n"))
+
+    monkeypatch.setattr(scoring_module, "encode", merging)
+    found = answer_questions(llama, QUESTIONS, AnswersConfig(scores=("loss",)))
+    assert [one.question for one in found if one.text_loss is None] == ["b/1"]
+    assert all(one.loss is not None for one in found)
+    others = [one for one in answers(llama) if one.question != "b/1"]
+    assert mean_loss(found, "text_loss").n == 4
+    assert mean_loss(found, "text_loss").value == pytest.approx(
+        sum(one.text_loss for one in others) / 4, **CLOSE
+    )
+    assert summarise(found)["subjects"]["law"]["text_loss"]["n"] == 1
+    assert Answered.from_row(found[3].to_row()) == found[3]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 512])
+def test_the_nats_of_several_texts_together_are_those_of_each_alone(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(reading_module, "_ROWS", rows)
+    products: list[int] = []
+    whole = type(tiny).logits
+
+    def counted(model: Any, final: torch.Tensor) -> torch.Tensor:
+        products.append(len(final))
+        return whole(model, final)
+
+    generator = torch.Generator().manual_seed(0)
+    finals = [torch.randn(length, tiny.d_model, generator=generator) for length in (4, 0, 1, 5)]
+    forced = [torch.randint(tiny.d_vocab, (len(one),), generator=generator).tolist() for one in finals]
+    alone = [
+        reading_module.nats_of(tiny, *pair) if pair[1] else [] for pair in zip(finals, forced, strict=True)
+    ]
+    monkeypatch.setattr(type(tiny), "logits", counted)
+    found = reading_module.nats_of_all(tiny, finals, forced)
+    assert [len(one) for one in found] == [4, 0, 1, 5]
+    for one, other in zip(found, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    assert products == {1: [1] * 10, 3: [3, 3, 3, 1], 512: [10]}[rows]
+    assert reading_module.nats_of_all(tiny, finals[1:2], [[]]) == [[]]
+
+
 def test_the_written_answer_is_the_models_greedy_text(tiny: LoadedModel, answers: Any) -> None:
     for question, found in zip(QUESTIONS, answers(tiny), strict=True):
         (plain,) = tiny.generate([prompt_of(question, "letters")], 7)
