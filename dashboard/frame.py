@@ -25,6 +25,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "ablation": ("../pages/ablation.py", "Ablation"),
     "abilities": ("../pages/abilities.py", "Abilities"),
     "benchmark": ("../pages/benchmark.py", "Benchmark"),
+    "lesson": ("../pages/lesson.py", "Lesson"),
 }
 
 
