@@ -93,7 +93,8 @@ def bars(table: pd.DataFrame, scale: Scale) -> go.Figure:
             else None,
             textposition="inside",
             insidetextanchor="start",
-            insidetextfont={"size": 12},
+            # On hatched bars there is no ground of one colour to be read against.
+            insidetextfont={"size": 12, "color": PLAIN} if random else {"size": 12},
             textangle=0,
             customdata=[_told(row, scale) for row in mine.to_dict("records")],
             hovertemplate=f"{name}<br>%{{customdata}}<extra></extra>",

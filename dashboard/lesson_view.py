@@ -37,7 +37,7 @@ def offer_model() -> None:
 def show(model: "LoadedModel") -> None:
     """The whole lesson, once a model is there."""
     if not libraries.are_ready():
-        _wait_for_libraries()
+        libraries.wait_here()
         return
     if not model.conformance.passed:
         st.error(
@@ -58,13 +58,6 @@ def show(model: "LoadedModel") -> None:
         else:
             lesson_steps.show(step, model, parts)
         _ask(step, parts, ready=not missing)
-
-
-@st.fragment(run_every=0.5)
-def _wait_for_libraries() -> None:
-    st.info("The libraries are being read; this takes some seconds after the server's start.")
-    if libraries.are_ready():
-        st.rerun()
 
 
 def _step() -> int:
