@@ -12,33 +12,17 @@ Defaults are the published code's for Llama-7B: layers 4 to 8, ``lambda`` 0.1, `
 0.5.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from pydantic import Field, field_validator
+from pydantic import Field
+from torch import Tensor
 
-from nmke.edit import Edit
-from nmke.facts import Fact
-from nmke.methods.base import Method
-from nmke.methods.closed_form import (
-    LayersConfig,
-    Stopwatch,
-    edit_of,
-    find_targets,
-    guess_layers,
-    prepare_facts,
-    second_moments,
-    write_layers,
-)
-from nmke.methods.memit import needs_text
-from nmke.methods.solvers import EqualityPrior
-from nmke.moments import StatisticsConfig
-from nmke.progress import Progress
-from nmke.session import EditSession
+from nmke.methods.memit import MEMIT, MEMITConfig
+from nmke.methods.solvers import EqualityPrior, LayerSolver
 from nmke.target import TargetConfig
 
 
-class EMMETConfig(LayersConfig):
+class EMMETConfig(MEMITConfig):
     """Settings of EMMET."""
 
     emmet_lambda: float = Field(
@@ -64,19 +48,9 @@ class EMMETConfig(LayersConfig):
         title="z optimisation",
         description="How the wanted output is found.",
     )
-    statistics: StatisticsConfig = Field(
-        StatisticsConfig(),
-        title="Statistics text",
-        description="The text whose keys the update moves least; EMMET cannot do without one.",
-    )
-
-    @field_validator("statistics")
-    @classmethod
-    def _there_is_a_text(cls, statistics: StatisticsConfig) -> StatisticsConfig:
-        return needs_text(statistics, "EMMET")
 
 
-class EMMET(Method):
+class EMMET(MEMIT):
     """Mass editing under equality constraints."""
 
     name = "emmet"
@@ -87,22 +61,7 @@ class EMMET(Method):
     )
     config_class = EMMETConfig
 
-    def guess(self, n_layers: int) -> dict[str, Any]:
-        return {"layers": guess_layers(n_layers)}
-
-    def _plan(
-        self, session: EditSession, facts: Sequence[Fact], config: EMMETConfig, progress: Progress
-    ) -> Edit:
-        watch = Stopwatch()
-        with watch.stage("total"):
-            with watch.stage("statistics"):
-                templates = prepare_facts(session, facts, config.layers, config.context_seed, progress)
-                moments = second_moments(session.model, config.statistics, config.layers, progress)
-            assert moments is not None  # the settings refuse to be made without a text
-            with watch.stage("target"):
-                targets = find_targets(session, facts, templates, config, progress)
-            solver = EqualityPrior(
-                moments, config.mom2_update_weight, config.update_norm_lambda, config.emmet_lambda
-            )
-            written = write_layers(session, facts, targets, templates, solver, {}, config, progress, watch)
-        return edit_of(self.name, config, facts, written, targets, templates, watch)
+    def _solver(self, config: EMMETConfig, moments: Mapping[int, Tensor]) -> LayerSolver:
+        return EqualityPrior(
+            moments, config.mom2_update_weight, config.update_norm_lambda, config.emmet_lambda
+        )

@@ -11,10 +11,11 @@ One difference from the published code: ``C`` is made safely positive definite b
 (:func:`nmke.solve.steadied`), so that a text shorter than the layer is wide still gives an update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from nmke.edit import Edit
 from nmke.facts import Fact
@@ -29,7 +30,7 @@ from nmke.methods.closed_form import (
     second_moments,
     write_layers,
 )
-from nmke.methods.solvers import PriorRidge
+from nmke.methods.solvers import LayerSolver, PriorRidge
 from nmke.moments import StatisticsConfig
 from nmke.progress import Progress
 from nmke.session import EditSession
@@ -54,7 +55,7 @@ class MEMITConfig(LayersConfig):
     @field_validator("statistics")
     @classmethod
     def _there_is_a_text(cls, statistics: StatisticsConfig) -> StatisticsConfig:
-        return needs_text(statistics, "MEMIT")
+        return needs_text(statistics, cls.__name__.removesuffix("Config"))
 
 
 def needs_text(statistics: StatisticsConfig, who: str) -> StatisticsConfig:
@@ -92,6 +93,9 @@ class MEMIT(Method):
             assert moments is not None  # the settings refuse to be made without a text
             with watch.stage("target"):
                 targets = find_targets(session, facts, templates, config, progress)
-            solver = PriorRidge(moments, config.mom2_update_weight)
+            solver = self._solver(config, moments)
             written = write_layers(session, facts, targets, templates, solver, {}, config, progress, watch)
         return edit_of(self.name, config, facts, written, targets, templates, watch)
+
+    def _solver(self, config: Any, moments: Mapping[int, Tensor]) -> LayerSolver:
+        return PriorRidge(moments, config.mom2_update_weight)
