@@ -45,6 +45,8 @@ def test_neurons_are_switched_off_and_the_bars_fill(visit: Page, folder: Path) -
     main.locator("summary").filter(has_text="Questions").first.click()
     settled(visit)
     box = main.get_by_test_id("stSelectbox").filter(has_text="Questions").first
+    box.scroll_into_view_if_needed()  # a list that is open closes when the page scrolls
+    settled(visit)
     box.locator("input").click()
     visit.get_by_role("option").filter(has_text="a file of mine").first.click()
     settled(visit)
