@@ -24,7 +24,7 @@ def show(model: "LoadedModel") -> None:
         return
     _take()
     with st.container(horizontal=True, gap="medium"):
-        with st.container(width=240), frame.guard("Showing the form"):
+        with st.container(width=272), frame.guard("Showing the form"):
             wish = ablation_form.show(model)
         with st.container(width="stretch"):
             live = jobs.running(work.PURPOSE)
