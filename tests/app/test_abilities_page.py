@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dashboard import abilities_panels, abilities_questions, ablation_results
 from dashboard import abilities_tables as tables
 from dashboard import abilities_work as work
 from nmke.ability import TASKS, TITLES, AbilityConfig, AbilityReport, TaskScore
+from nmke.ability.harness import load_harness
 from nmke.ability.results import SAMPLE_COLUMNS
 from nmke.ablation import AblationConfig, by_hand, run_ablation, save_set
 from nmke.answers import AnswersConfig
@@ -47,9 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def harness(monkeypatch: pytest.MonkeyPatch) -> None:
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The harness is taken to be there, also where it is not installed."""
     monkeypatch.setattr("nmke.ability.harness.harness_version", lambda: "0.0")
+    yield
+    load_harness.cache_clear()  # else the stand-in's version would stay for all later tests
 
 
 def _right(state: str, number: int) -> bool:
