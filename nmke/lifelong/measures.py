@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nmke.drift.numbers import in_double, relative_norm
+from nmke.intervals import bootstrap_mean
 from nmke.lifelong.results import SCORES
 from nmke.metrics import Answer, FactMeasure, FactReport
 from nmke.model import EditableModel
@@ -37,10 +39,8 @@ def bootstrap(
     """
     if not values:
         return None, None
-    known, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = [known[generator.integers(0, len(known), len(known))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    found = bootstrap_mean(values, seed, draws, level)
+    return found.low, found.high
 
 
 def with_neighbors_before(measure: FactMeasure, argmax: Sequence[Sequence[int]]) -> FactMeasure:
@@ -106,10 +106,8 @@ def drift_of(
     W: Float[Tensor, "d_mlp d_model"], original: Float[Tensor, "d_mlp d_model"]
 ) -> tuple[float, float]:
     """``|W - W_0| / |W_0|`` (Frobenius) and the cosine between the flattened matrices, in float64 where there is."""
-    device = "cpu" if W.device.type == "mps" else W.device
-    W, W0 = W.to(device=device, dtype=torch.float64), original.to(device=device, dtype=torch.float64)
-    size = W0.norm()
-    return float((W - W0).norm() / size), float((W * W0).sum() / (W.norm() * size))
+    W, W0 = in_double(W), in_double(original)
+    return relative_norm(W, W0), float((W * W0).sum() / (W.norm() * W0.norm()))
 
 
 def drift(session: EditSession) -> dict[str, Any]:
