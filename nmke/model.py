@@ -56,16 +56,18 @@ class Past:
     Attributes:
         cache: the Hugging Face cache object; never extended, each run extends a copy.
         mask: 1 on its real tokens [prompt, position].
+        key: equal for pasts of the same tokens, read in the same way; empty where nobody keeps account.
     """
 
     cache: Any
     mask: Int[Tensor, "prompt position"]
+    key: str = ""
 
     def copy(self) -> "Past":
         """One that can be extended: a cache's layers replace their tensors, so the tensors can be shared."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return Past(cache, self.mask)
+        return Past(cache, self.mask, self.key)
 
 
 class EditableModel:

@@ -1,7 +1,7 @@
 """The folder that keeps each condition's answers while an ablation goes on.
 
 spec.json               what the answers depend on, beside which neurons are switched off
-conditions/KEY.parquet  one condition's answers to all questions, whole or absent
+conditions/KEY.parquet  one condition's answers, to the first questions or to all
 """
 
 import json
@@ -63,7 +63,7 @@ class AnswerFolder:
             lock.release()
 
     def read(self, key: str) -> list[Answered] | None:
-        """A finished condition's answers; None where there are none, or none that can be read."""
+        """A condition's answers so far; None where there are none, or none that can be read."""
         path = self._path(key)
         if not path.is_file():
             return None
@@ -73,7 +73,7 @@ class AnswerFolder:
             return None  # answering again replaces it
 
     def write(self, key: str, answered: Sequence[Answered]) -> None:
-        """Keep a finished condition's answers.
+        """Keep a condition's answers so far, in place of those before.
 
         Raises:
             ResourceError: the disk is full or the folder cannot be written.

@@ -1,12 +1,17 @@
 """The work of an ablation: the same questions, answered under each condition.
 
-Where a folder is given, each finished condition is written to it at once, and the same work again reads it instead of
-answering again: a cancel costs the condition that was being answered. What a folder may be used for again is any
+The questions are taken a few at a time, and those are answered under every condition before the next few begin: what
+the layers before an ablation compute is the same under all of them, so it is kept from the pass with nothing switched
+off (:mod:`nmke.answers.early`), and the model is free for others in between.
+
+Where a folder is given, every condition's answers are written to it as they grow, and the same work again goes on
+after them: a cancel costs the few questions that were being answered. What a folder may be used for again is any
 ablation of the same model, edits, questions, way of switching off and scores; the conditions may be others.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from nmke.ablation.config import AblationConfig
 from nmke.ablation.files import AnswerFolder
 from nmke.ablation.results import AblationResults
 from nmke.ablation.sets import NeuronSet
-from nmke.answers import Answered, answer_questions
+from nmke.answers import WINDOW, Answered, EarlyLayers, answer_questions
 from nmke.errors import AblationError, SessionError
 from nmke.model import POST, EditableModel, Held
 from nmke.progress import Progress, Silent
@@ -51,12 +56,12 @@ def run_ablation(
 
     Args:
         on_answered: told of every answer, also of those that were kept from before; called on this thread.
-        folder: keeps finished conditions.
+        folder: keeps the answers.
 
     Raises:
         AblationError: no sets, a set of another model, or one too large for random controls.
         SessionError: the session's edits were changed meanwhile, or the folder is of another ablation or in use.
-        Cancelled: from ``progress``; finished conditions stay in the folder, the one at work is answered anew.
+        Cancelled: from ``progress``; the answers up to the few questions at work stay in the folder.
     """
     config, progress = config or AblationConfig(), progress or Silent()
     if not sets:
@@ -156,26 +161,47 @@ class _Work:
         self.progress, self.on_answered = progress, on_answered
         self.digest = session.digest
         self.done = 0
+        self.known: dict[str, list[Answered]] = {}
+        self.seconds: dict[str, float] = {}
+        self.means: Mapping[int, Tensor] = {}
 
     def run(self, kept: AnswerFolder | None) -> AblationResults:
-        answers: dict[str, list[Answered]] = {}
-        seconds: dict[str, float] = {}
-        known: dict[str, list[Answered]] = {}
-        means: Mapping[int, Tensor] = {}
         for condition in self.conditions:
-            found = known.get(condition.key) or (kept.read(condition.key) if kept else None)
-            if found is not None:
-                self._tell_kept(condition, found)
-            else:
-                if self.config.how == "mean" and not means and condition.kind != NONE:
-                    means = self._means()
-                started = time.perf_counter()
-                found = self._answer(condition, means)
-                seconds[condition.name] = time.perf_counter() - started
+            if condition.key not in self.known:
+                found = (kept.read(condition.key) if kept else None) or []
+                whole = len(found) == len(self.questions)
+                self.known[condition.key] = found if whole else found[: len(found) // WINDOW * WINDOW]
+            self._tell_kept(condition, self.known[condition.key])
+        for start in range(0, len(self.questions), WINDOW):
+            stop = min(start + WINDOW, len(self.questions))
+            for condition in self._answer_window(start, stop):
                 if kept is not None:
-                    kept.write(condition.key, found)
-            answers[condition.name] = known[condition.key] = found
-        return AblationResults(self.questions, self.conditions, answers, self.about(), seconds)
+                    kept.write(condition.key, self.known[condition.key])
+        answers = {condition.name: self.known[condition.key] for condition in self.conditions}
+        return AblationResults(self.questions, self.conditions, answers, self.about(), self.seconds)
+
+    def _answer_window(self, start: int, stop: int) -> Iterator[Condition]:
+        """Answer some questions under every condition that lacks them; each one it is through with."""
+        missing = [one for one in self.conditions if len(self.known[one.key]) < stop]
+        if not missing:
+            return
+        early = EarlyLayers(self.model, [min(one.neurons) for one in missing if one.neurons])
+        if missing[0].kind != NONE and _worth_keeping(early.begins, missing, self.model.n_layers):
+            self._answer(self.conditions[0], start, stop, early, tell=False)
+        for condition in missing:
+            if len(self.known[condition.key]) >= stop:
+                self._tell_kept(
+                    condition, self.known[condition.key][start:]
+                )  # the same neurons by another name
+                continue
+            if self.config.how == "mean" and not self.means and condition.kind != NONE:
+                self.means = self._means()
+            began = time.perf_counter()
+            found = self._answer(condition, start, stop, early)
+            took = time.perf_counter() - began
+            self.seconds[condition.name] = self.seconds.get(condition.name, 0.0) + took
+            self.known[condition.key] = [*self.known[condition.key][:start], *found]
+            yield condition
 
     def about(self) -> dict[str, Any]:
         """What results say of how they were made."""
@@ -201,25 +227,28 @@ class _Work:
         with self.session.active():
             return mean_activations(self.model, texts, layers, self.progress)
 
-    def _answer(self, condition: Condition, means: Mapping[int, Tensor]) -> list[Answered]:
+    def _answer(
+        self, condition: Condition, start: int, stop: int, early: EarlyLayers, tell: bool = True
+    ) -> list[Answered]:
         held: dict[int, Held] = {
-            layer: (neurons, means[layer][list(neurons)] if means else 0.0)
+            layer: (neurons, self.means[layer][list(neurons)] if self.means else 0.0)
             for layer, neurons in condition.neurons.items()
         }
-        with self.session.active(), self.model.holding(held):
+        begin = early.beginning_at(min(held)) if held else nullcontext()
+        with self.session.active(), self.model.holding(held), begin:
             if self.session.digest != self.digest:
                 raise SessionError(
                     "The edits were changed while the questions were being answered.",
                     "Start the ablation again with the edits as they are now.",
                 )
-            found = answer_questions(
+            return answer_questions(
                 self.model,
-                self.questions.questions,
+                self.questions.questions[start:stop],
                 self.config.answers,
                 _Whole(self, condition),
-                lambda answered: self._tell(condition, answered),
+                (lambda answered: self._tell(condition, answered)) if tell else None,
+                early=early,
             )
-        return found
 
     def _tell(self, condition: Condition, answered: Answered) -> None:
         self.done += 1
@@ -229,7 +258,14 @@ class _Work:
     def _tell_kept(self, condition: Condition, found: Sequence[Answered]) -> None:
         for answered in found:
             self._tell(condition, answered)
-        _Whole(self, condition).update("", 0, None)
+        if found:
+            _Whole(self, condition).update("", 0, None)
+
+
+def _worth_keeping(begins: Sequence[int], missing: Sequence[Condition], n_layers: int) -> bool:
+    """Whether a pass with nothing switched off, whose answers are there, costs less than it saves the others."""
+    saved = sum(min(one.neurons) for one in missing if one.neurons and min(one.neurons) in begins)
+    return saved > n_layers
 
 
 class _Whole(Progress):

@@ -6,16 +6,19 @@
 0.36
 """
 
+from nmke.answers.early import EarlyLayers
 from nmke.answers.items import FORMULAS, SCORES, Answered, AnswersConfig, Score
-from nmke.answers.scoring import answer_questions, too_long
+from nmke.answers.scoring import WINDOW, answer_questions, too_long
 from nmke.answers.summary import accuracy, beats_chance, mean_loss, summarise
 from nmke.answers.written import recognise
 
 __all__ = [
     "FORMULAS",
     "SCORES",
+    "WINDOW",
     "Answered",
     "AnswersConfig",
+    "EarlyLayers",
     "Score",
     "accuracy",
     "answer_questions",

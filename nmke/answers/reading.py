@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nmke.answers.early import EarlyLayers, key_of_rows
 from nmke.model import EditableModel, Past
 from nmke.tokens import Batch, pad, pad_id
 
@@ -51,7 +52,12 @@ def group_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def read_prompts(model: EditableModel, rows: Sequence[Sequence[int]], whole: bool = False) -> Reading:
+def read_prompts(
+    model: EditableModel,
+    rows: Sequence[Sequence[int]],
+    whole: bool = False,
+    early: EarlyLayers | None = None,
+) -> Reading:
     """Read prompts and keep their keys and values.
 
     What all of them begin with is read once, and ``final`` has the positions after that; with ``whole`` it has all.
@@ -60,16 +66,18 @@ def read_prompts(model: EditableModel, rows: Sequence[Sequence[int]], whole: boo
     common = min(shared_length(rows[0], row) for row in rows)
     common = min(common, min(map(len, rows)) - 1)  # each keeps a token of its own
     if whole or len(rows) == 1 or common < _WORTH_SHARING:
-        return _read(model, pad(rows, fill).left_padded(fill), None)
-    beginning = _read(model, pad([rows[0][:common]], fill), None)
+        return _read(model, pad(rows, fill).left_padded(fill), None, early)
+    beginning = _read(model, pad([rows[0][:common]], fill), None, early)
     past = choose(beginning.past, [0] * len(rows))
-    return _read(model, pad([row[common:] for row in rows], fill).left_padded(fill), past)
+    return _read(model, pad([row[common:] for row in rows], fill).left_padded(fill), past, early)
 
 
 @torch.no_grad()
-def read_on(model: EditableModel, rows: Sequence[Sequence[int]], past: Past) -> Reading:
+def read_on(
+    model: EditableModel, rows: Sequence[Sequence[int]], past: Past, early: EarlyLayers | None = None
+) -> Reading:
     """Read what follows a past, padded on the right; the past itself stays as it is."""
-    return _read(model, pad(rows, pad_id(model.tokenizer)), past.copy())
+    return _read(model, pad(rows, pad_id(model.tokenizer)), past.copy(), early)
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -78,8 +86,9 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def _read(model: EditableModel, batch: Batch, past: Past | None) -> Reading:
+def _read(model: EditableModel, batch: Batch, past: Past | None, early: EarlyLayers | None = None) -> Reading:
     """Read a batch; the past, where there is one, is extended in place."""
+    early = early or EarlyLayers(model, ())
     kept: list[Tensor] = []
 
     def keep(value: Tensor, hook: Any) -> None:
@@ -88,7 +97,11 @@ def _read(model: EditableModel, batch: Batch, past: Past | None) -> Reading:
     mask = batch.mask if past is None else torch.cat([past.mask.to(batch.mask.device), batch.mask], dim=1)
     positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -batch.ids.shape[1] :]
     device = model.bridge.cfg.device
-    with model.lock, model.bridge.hooks(fwd_hooks=[("ln_final.hook_out", keep)]):
+    with (
+        model.lock,
+        model.bridge.hooks(fwd_hooks=[("ln_final.hook_out", keep)]),
+        early.around(batch, past) as one,
+    ):
         out = model.bridge.original_model(
             batch.ids.to(device),
             attention_mask=mask.to(device),
@@ -97,7 +110,8 @@ def _read(model: EditableModel, batch: Batch, past: Past | None) -> Reading:
             use_cache=True,
             logits_to_keep=1,
         )
-    return Reading(kept[0], out.logits[:, -1].float(), Past(out.past_key_values, mask))
+        one.done(out.past_key_values)
+    return Reading(kept[0], out.logits[:, -1].float(), Past(out.past_key_values, mask, one.key))
 
 
 def choose(past: Past, rows: Sequence[int]) -> Past:
@@ -105,7 +119,7 @@ def choose(past: Past, rows: Sequence[int]) -> Past:
     index = torch.tensor(list(rows), dtype=torch.long)
     chosen = past.copy()
     chosen.cache.batch_select_indices(index.to(chosen.cache.layers[0].keys.device))
-    return Past(chosen.cache, past.mask[index])
+    return Past(chosen.cache, past.mask[index], key_of_rows([past], rows))
 
 
 def join(pasts: Sequence[Past]) -> Past | None:
@@ -127,7 +141,7 @@ def join(pasts: Sequence[Past]) -> Past | None:
             padded = [torch.nn.functional.pad(one, (0, 0, width - one.shape[-2], 0)) for one in parts]
             setattr(layer, name, torch.cat(padded))
     masks = [torch.nn.functional.pad(past.mask, (width - past.mask.shape[1], 0)) for past in pasts]
-    return Past(joined.cache, torch.cat(masks))
+    return Past(joined.cache, torch.cat(masks), key_of_rows(pasts))
 
 
 @torch.no_grad()
@@ -137,6 +151,7 @@ def log_probabilities(
     options: Sequence[Sequence[Sequence[int]]],
     budget: int,
     tick: Tick,
+    early: EarlyLayers | None = None,
 ) -> list[list[float]]:
     """log P of each of a prompt's options as its continuation, in nats: the sum over the option's tokens.
 
@@ -156,7 +171,7 @@ def log_probabilities(
         tick()
         picked = [longer[index] for index in group]
         past = choose(reading.past, [row for row, _ in picked])
-        after = read_on(model, [options[row][number][:-1] for row, number in picked], past)
+        after = read_on(model, [options[row][number][:-1] for row, number in picked], past, early)
         forced = [options[row][number][1:] for row, number in picked]
         finals = [after.final[place, : len(ids)] for place, ids in enumerate(forced)]
         for (row, number), nats in zip(picked, nats_of_all(model, finals, forced), strict=True):
@@ -197,7 +212,12 @@ def nats_of_all(
 
 @torch.no_grad()
 def write_greedily(
-    model: EditableModel, following: Float[Tensor, "prompt d_vocab"], past: Past, max_new: int, tick: Tick
+    model: EditableModel,
+    following: Float[Tensor, "prompt d_vocab"],
+    past: Past,
+    max_new: int,
+    tick: Tick,
+    early: EarlyLayers | None = None,
 ) -> list[list[int]]:
     """Token ids that the model goes on with, always the likeliest; a row ends before its end-of-text token.
 
@@ -226,7 +246,7 @@ def write_greedily(
                 going[row] = len(written[row]) < limits[row]
         if any(going):
             ones = torch.ones((len(chosen), 1), dtype=torch.long)
-            after = _read(model, Batch(torch.tensor(chosen, dtype=torch.long)[:, None], ones), past)
+            after = _read(model, Batch(torch.tensor(chosen, dtype=torch.long)[:, None], ones), past, early)
             following, past = after.next, after.past
     return written
 

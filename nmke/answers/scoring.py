@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nmke.answers.early import EarlyLayers
 from nmke.answers.items import Answered, AnswersConfig
 from nmke.answers.reading import (
     Reading,
@@ -45,12 +46,14 @@ def answer_questions(
     progress: Progress | None = None,
     on_answered: Callable[[Answered], None] | None = None,
     stage: str = "answering questions",
+    early: EarlyLayers | None = None,
 ) -> list[Answered]:
     """Every score of each question, by whatever weights, modules and ablation are active.
 
     Args:
         on_answered: told each answer as soon as it is whole, in order.
         stage: the progress stage's name.
+        early: what the early layers computed for the same questions and settings before, or where to keep it.
 
     Raises:
         QuestionError: a question does not fit the model's context.
@@ -62,7 +65,7 @@ def answer_questions(
     with model.lock:  # what is active now stays so for all questions
         for start in range(0, len(questions), WINDOW):
             window = questions[start : start + WINDOW]
-            clock = _Clock(progress, stage, start, len(window), len(questions))
+            clock = _Clock(progress, stage, start, len(window), len(questions), early)
             for answered in _answer_window(model, window, config, clock):
                 done.append(answered)
                 if on_answered is not None:
@@ -100,13 +103,14 @@ class _Asked:
 
 @dataclass
 class _Clock:
-    """Tells the progress of one window and lets the user cancel."""
+    """Tells the progress of one window and lets the user cancel; holds the window's early layers."""
 
     progress: Progress
     stage: str
     start: int
     size: int
     total: int
+    early: EarlyLayers | None = None
     note: str = ""
 
     def tick(self) -> None:
@@ -141,9 +145,9 @@ def _by_letters(
     clock.note = "letters"
     for group in group_by_length([len(one.prompt) for one in asked], config.batch_tokens):
         clock.tick()
-        reading = read_prompts(model, [asked[index].prompt for index in group])
+        reading = read_prompts(model, [asked[index].prompt for index in group], early=clock.early)
         options = [asked[index].options for index in group]
-        logp = log_probabilities(model, reading, options, config.batch_tokens, clock.tick)
+        logp = log_probabilities(model, reading, options, config.batch_tokens, clock.tick, clock.early)
         for index, own in zip(group, logp, strict=True):
             found[index] = replace(found[index], letters=_best(own), letters_logp=tuple(own))
     return found
@@ -162,7 +166,7 @@ def _by_writing(
     readings: list[_Begun] = []
     for group in group_by_length(list(map(len, prompts)), config.batch_tokens):
         clock.tick()
-        reading = read_prompts(model, [prompts[index] for index in group])
+        reading = read_prompts(model, [prompts[index] for index in group], early=clock.early)
         readings.append((group, reading.next, reading.past))
     for index, text in _texts(model, readings, config, clock).items():
         choice = recognise(text, questions[index].choices)
@@ -194,7 +198,7 @@ def _texts(
         parts = [(everyone, torch.cat([following for _, following, _ in readings]), joined)]
     texts: dict[int, str] = {}
     for group, following, past in parts:
-        rows = write_greedily(model, following, past, config.written_tokens, clock.tick)
+        rows = write_greedily(model, following, past, config.written_tokens, clock.tick, clock.early)
         decoded = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
         texts.update(zip(group, decoded, strict=True))
     return texts
@@ -212,7 +216,7 @@ def _by_cloze(
     clock.note = "cloze and loss"
     for group in group_by_length([len(one.prompt) for one in asked], config.batch_tokens):
         clock.tick()
-        reading = read_prompts(model, [asked[index].prompt for index in group], whole=True)
+        reading = read_prompts(model, [asked[index].prompt for index in group], True, clock.early)
         # Without the cloze score only the right choice needs to be read.
         wanted = [
             asked[index].options
@@ -220,7 +224,7 @@ def _by_cloze(
             else [asked[index].options[questions[index].answer]]
             for index in group
         ]
-        logp = log_probabilities(model, reading, wanted, config.batch_tokens, clock.tick)
+        logp = log_probabilities(model, reading, wanted, config.batch_tokens, clock.tick, clock.early)
         losses: list[float | None] = [None] * len(group)
         if "loss" in config.scores:
             losses = _text_losses(

@@ -81,7 +81,7 @@ def ablate(
     """Switch neurons off and answer the same questions, beside random neurons and beside none.
 
     Writes summary.json (per condition: accuracy by letters, by cloze, by the written answer, the loss, intervals, and
-    the paired change against none) and answers.parquet. Each finished condition is kept in the folder, so the same
+    the paired change against none) and answers.parquet. Answers are kept in the folder as they come, so the same
     command again goes on where it was stopped.
     """
     chosen_layers = parse_layers(layers)

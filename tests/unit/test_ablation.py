@@ -27,7 +27,7 @@ from nmke.ablation import (
     run_ablation,
     save_set,
 )
-from nmke.answers import Answered, AnswersConfig, answer_questions
+from nmke.answers import Answered, AnswersConfig, EarlyLayers, answer_questions
 from nmke.attribution import AttributionConfig, Prompt, attribute
 from nmke.errors import AblationError, Cancelled, ModelError, ResourceError, SessionError
 from nmke.loading import LoadedModel
@@ -487,41 +487,103 @@ def test_answers_are_told_as_they_come_and_nothing_is_left_on_the_model(
     assert told == [(name, id) for name in names for id in ids]
 
 
-class StopsAt(Progress):
-    """Cancels once a condition is being answered."""
+def test_answers_that_begin_at_the_first_ablated_layer_are_those_of_whole_passes_to_the_bit(
+    pristine: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every score, written answers that part from the unablated ones among them; against no reuse at all."""
+    sets = [by_hand(pristine, {layer: range(0, 60, 2)}, f"layer {layer}") for layer in (0, 1, 3)]
+    config = AblationConfig(controls=1, answers=AnswersConfig(written_tokens=12, batch_tokens=128))
+    session = EditSession(pristine)
+    session.apply(edit_of(shift(pristine)))
+    made: list[EarlyLayers] = []
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def watched(*arguments: Any) -> EarlyLayers:
+        made.append(EarlyLayers(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("nmke.ablation.running.EarlyLayers", watched)
+    reusing = run_ablation(session, QUESTIONS, sets, config)
+    assert made and all(early.begins == (1, 3) for early in made)
+    assert sum(early.reused for early in made) > 4
+    monkeypatch.setattr("nmke.ablation.running.EarlyLayers", lambda model, begins: EarlyLayers(model, ()))
+    whole = run_ablation(session, QUESTIONS, sets, config)
+    assert reusing.answers == whole.answers
+    written = {name: [one.written for one in found] for name, found in whole.answers.items()}
+    assert written["none"] != written["layer 1, k = 30"], "so that a written answer leaves what was kept"
+
+
+def test_a_pass_that_begins_late_leaves_the_model_as_it_was(pristine: LoadedModel) -> None:
+    before = logits(pristine)
+    early = EarlyLayers(pristine, [2])
+    config = AnswersConfig(scores=("letters",))
+    plain = answer_questions(pristine, QUESTIONS.questions, config, early=early)
+    with early.beginning_at(2), pytest.raises(Cancelled):
+        answer_questions(pristine, QUESTIONS.questions, config, CancelsAfter(1), early=early)
+    with early.beginning_at(2):
+        assert answer_questions(pristine, QUESTIONS.questions, config, early=early) == plain
+    assert early.reused > 0
+    assert torch.equal(logits(pristine), before)
+    assert all("forward" not in vars(block) for block in pristine.bridge.blocks)
+
+
+def test_a_layer_that_was_not_prepared_is_no_place_to_begin(pristine: LoadedModel) -> None:
+    early = EarlyLayers(pristine, [2])
+    config = AnswersConfig(scores=("letters",))
+    answer_questions(pristine, QUESTIONS.questions, config, early=early)
+    with early.beginning_at(1), pristine.holding({1: (range(30), 0.0)}):
+        found = answer_questions(pristine, QUESTIONS.questions, config, early=early)
+    with pristine.holding({1: (range(30), 0.0)}):
+        assert found == answer_questions(pristine, QUESTIONS.questions, config)
+    assert early.reused == 0
+
+
+class CancelsAfter(Progress):
+    """Cancels at an update."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
 
     def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        if note.endswith(self.name):
+        self.left -= 1
+        if self.left < 0:
             raise Cancelled
 
 
-def test_a_cancel_keeps_finished_conditions_and_the_same_work_goes_on_after_them(
+def test_a_cancel_keeps_what_is_answered_and_the_same_work_goes_on_after_it(
     pristine: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nmke.ablation.running.WINDOW", 2)
     sets = [by_hand(pristine, "1:1\n2:2", "mine")]
-    session = EditSession(pristine)
+    session, folder = EditSession(pristine), tmp_path / "run"
     whole = run_ablation(session, QUESTIONS, sets, QUICK)
-    with pytest.raises(Cancelled):
-        run_ablation(
-            session, QUESTIONS, sets, QUICK, StopsAt("mine, k = 2, random 0"), folder=tmp_path / "run"
-        )
-    assert len(list((tmp_path / "run" / "conditions").iterdir())) == 2
-    asked: list[int] = []
+    told: list[str] = []
 
-    def counted(*arguments: Any, **more: Any) -> Any:
-        asked.append(1)
-        return answer_questions(*arguments, **more)
+    def stop_at_the_second_few(condition: Condition, answered: Answered) -> None:
+        told.append(condition.name)
+        if told.count("mine, k = 2, random 0") == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run_ablation(session, QUESTIONS, sets, QUICK, on_answered=stop_at_the_second_few, folder=folder)
+    assert len(list((folder / "conditions").iterdir())) == 4
+    asked: list[tuple[int, bool]] = []
+
+    def counted(model: Any, questions: Any, *arguments: Any, **more: Any) -> Any:
+        asked.append((len(questions), arguments[2] is not None))
+        return answer_questions(model, questions, *arguments, **more)
 
     monkeypatch.setattr("nmke.ablation.running.answer_questions", counted)
-    resumed = run_ablation(session, QUESTIONS, sets, QUICK, folder=tmp_path / "run")
-    assert len(asked) == 2, "the two random conditions alone"
+    resumed = run_ablation(session, QUESTIONS, sets, QUICK, folder=folder)
+    told_of = [size for size, told_it in asked if told_it]
+    assert told_of == [2] * (2 + 4), (
+        "two conditions of the second two questions, and all four of the last two"
+    )
     assert resumed.answers == whole.answers
-    assert set(resumed.seconds) == {"mine, k = 2, random 0", "mine, k = 2, random 1"}
-    dose_response(session, QUESTIONS, sets, (1, 2), QUICK, folder=tmp_path / "run")
-    assert len(asked) == 2 + 3, "k = 1 and its two random sets; all others were kept"
+    assert run_ablation(session, QUESTIONS, sets, QUICK, folder=folder).seconds == {}
+    asked.clear()
+    doses = dose_response(session, QUESTIONS, sets, (1, 2), QUICK, folder=folder)
+    assert len([size for size, told_it in asked if told_it]) == 3 * 3, "k = 1 and its two random sets alone"
+    assert doses.answers["mine, k = 2"] == whole.answers["mine, k = 2"]
 
 
 def test_a_folder_of_other_questions_edits_or_scores_is_refused(llama: LoadedModel, tmp_path: Path) -> None:
