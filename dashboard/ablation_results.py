@@ -115,5 +115,5 @@ def title_of(results: "AblationResults") -> str:
         parts.append(f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}")
     edits = results.about.get("session", {}).get("edits")
     if edits:
-        parts.append(f"after {edits} edits")
+        parts.append(f"after {edits} edit{'s' if edits != 1 else ''}")
     return f"{' · '.join(parts)} · {len(results.questions)} questions"

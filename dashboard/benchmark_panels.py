@@ -284,7 +284,8 @@ def _radar(
         st.info("A balance needs at least three measures; this run has fewer at this T.")
         return []
     caption = (
-        f"Edit quality against what was kept, after {mark:,} edits, 0 in the middle to 1 outside. Axes: "
+        f"Edit quality against what was kept, after {mark:,} edit{'s' if mark != 1 else ''}, 0 in the middle to 1 "
+        f"outside. Axes: "
         f"{say_axes(axes)}. A larger area is better; an editor that is far out on the one side and in the "
         f"middle on the other paid for its edits.{say_absent(table, mark)}"
     )

@@ -110,7 +110,8 @@ def show(runs: Sequence[work.Run], points: Sequence[Point]) -> None:
         },
     )
     st.caption(
-        f"{len(shown):,} of {len(found):,} prompts of {point[0]}, seed {point[1]}, after {point[2]:,} edits"
+        f"{len(shown):,} of {len(found):,} prompts of {point[0]}, seed {point[1]}, "
+        f"after {point[2]:,} edit{'s' if point[2] != 1 else ''}"
         + (f"; the first {MOST_ROWS:,} are shown, the files hold all" if len(shown) > MOST_ROWS else "")
         + ". Low positions were written first, and an editor forgets those first; the same answer to every prompt "
         "would mean that the model broke."

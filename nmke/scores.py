@@ -178,10 +178,20 @@ def score_layers(
             for done, layer in enumerate(group):
                 tick = partial(progress.update, stage, start + done, len(layers), f"layer {layer}")
                 tick()
-                parts[layer].append(scorer.score(layer, progress, tick))
+                parts[layer].append(scorer.score(layer, _OfLayer(tick), tick))
         for layer in group:
             scores, bounds = zip(*parts[layer], strict=True)
             yield layer, torch.cat(scores).cpu(), torch.cat(bounds).cpu()
+
+
+class _OfLayer(Progress):
+    """Stages within one layer, told as that layer's: the bar and its estimate stay those of all layers."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+
+    def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+        self._tick()
 
 
 def layers_together(memory_mib: int, d_vocab: int) -> int:

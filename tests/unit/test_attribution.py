@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,3 +226,18 @@ def test_cancelling_between_blocks_of_one_layer_stops_the_work(llama: LoadedMode
 def test_the_table_carries_each_scores_bound(llama: LoadedModel) -> None:
     found = attribute(llama, PROMPTS, [1])
     assert (found.frame().bound == 0).all()
+
+
+def test_what_is_measured_once_per_model_moves_the_bar_of_all_layers(llama: LoadedModel, cache: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+
+    class Noting(Progress):
+        def update(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+            told.append((stage, done, total))
+
+    attribute(llama, [Prompt("The capital of France is")], progress=Noting())
+    assert list((cache / "reach").iterdir()), "the reach was measured in this very run"
+    scoring = [(done, total) for stage, done, total in told if stage.startswith("scoring neurons")]
+    assert {stage for stage, *_ in told if "reach" in stage} == set()
+    assert [done for done, _ in scoring] == sorted(done for done, _ in scoring)
+    assert {total for _, total in scoring} == {llama.n_layers}
