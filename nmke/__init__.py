@@ -6,8 +6,13 @@
 >>> report = edit_facts(session, builtin_facts()[:1], method="nmke")[0]
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Read by OpenMP when torch is loaded. By default its threads wait by spinning, and beside any other busy process (a
+# browser is enough) each small operation then waits for one that does not run: several times slower on two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

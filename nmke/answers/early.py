@@ -24,10 +24,14 @@ from nmke.tokens import Batch
 
 @dataclass(frozen=True)
 class _Kept:
-    """One pass: what each wanted layer was given by the one before it, and the caches of the layers before."""
+    """One pass: what each wanted layer was given by the one before it, and what the layers before put in the cache.
+
+    Of a layer that keeps all keys and values only the new ones are here: whole ones for every written token would take
+    gigabytes.
+    """
 
     entering: Mapping[int, Any]
-    layers: Sequence[Any]
+    layers: Sequence[tuple[Tensor, Tensor] | Any]
 
 
 class EarlyLayers:
@@ -65,7 +69,7 @@ class EarlyLayers:
         """
         key = key_of(batch, past)
         known = self._kept.get(key) if self._begin > 0 else None
-        one = _Pass(self, key, known)
+        one = _Pass(self, key, known, batch.ids.shape[1])
         if known is not None:
             with _skipped(self.model, self._begin, known.entering[self._begin]):
                 yield one
@@ -75,30 +79,40 @@ class EarlyLayers:
         else:
             yield one
 
-    def _keep(self, key: str, entering: Mapping[int, Any], cache: Any) -> None:
+    def _keep(self, key: str, entering: Mapping[int, Any], cache: Any, positions: int) -> None:
         if len(entering) == len(self.begins):
-            layers = [copy.copy(layer) for layer in cache.layers[: self.begins[-1]]]
+            layers = [_newest(layer, positions) for layer in cache.layers[: self.begins[-1]]]
             self._kept[key] = _Kept(dict(entering), layers)
 
     def _restore(self, known: _Kept, cache: Any) -> None:
-        for number in range(self._begin):
-            cache.layers[number] = copy.copy(known.layers[number])
+        for number, kept in enumerate(known.layers[: self._begin]):
+            if isinstance(kept, tuple):
+                cache.update(*kept, number)
+            else:
+                cache.layers[number] = copy.copy(kept)
         self.reused += 1
 
 
 class _Pass:
     """One pass while it runs."""
 
-    def __init__(self, early: EarlyLayers, key: str, known: _Kept | None) -> None:
+    def __init__(self, early: EarlyLayers, key: str, known: _Kept | None, positions: int) -> None:
         self.key, self.entering = key, dict[int, Any]()
-        self._early, self._known = early, known
+        self._early, self._known, self._positions = early, known, positions
 
     def done(self, cache: Any) -> None:
         """Keep this pass's early part, or put the early layers' keys and values into its cache."""
         if self._known is not None:
             self._early._restore(self._known, cache)
         elif self.entering:
-            self._early._keep(self.key, self.entering, cache)
+            self._early._keep(self.key, self.entering, cache, self._positions)
+
+
+def _newest(layer: Any, positions: int) -> tuple[Tensor, Tensor] | Any:
+    """A cache layer's last keys and values; a whole copy where it keeps something else than all of them."""
+    if type(layer).__name__ != "DynamicLayer":
+        return copy.copy(layer)
+    return layer.keys[..., -positions:, :].clone(), layer.values[..., -positions:, :].clone()
 
 
 def can_skip(model: EditableModel) -> bool:
