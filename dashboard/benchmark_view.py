@@ -4,10 +4,20 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import benchmark_form, benchmark_panels, engine, frame, jobs, libraries, state
+from dashboard import (
+    benchmark_form,
+    benchmark_panels,
+    engine,
+    frame,
+    jobs,
+    libraries,
+    state,
+    sweep_view,
+    sweep_work,
+)
 from dashboard import benchmark_work as work
 
-VIEWS = ("Results", "Start a run")
+VIEWS = ("Results", "Start a run", "Sweeps")
 VIEW = "benchmark.view"
 CHOSEN = "benchmark.chosen"
 _TICK = 2.0
@@ -26,12 +36,17 @@ def show() -> None:
             key=VIEW,
             required=True,
             persist_state="session",
-            help="Results of finished and running benchmarks, or the form that starts one.",
+            help="Results of finished and running benchmarks, the form that starts one, or many runs of one sweep.",
         )
         names = _choose() if view == VIEWS[0] else []
     if view == VIEWS[1]:
         with frame.guard("Showing the form"):
             _form()
+    elif view == VIEWS[2]:
+        if libraries.are_ready():
+            sweep_view.show(_open_run)
+        else:
+            libraries.wait_here()
     elif not names:
         _say_nothing_chosen()
     elif not libraries.are_ready():
@@ -64,7 +79,10 @@ def _take() -> None:
 
 def _follow_wish() -> None:
     """Open what a button asked for in the run before; controls can only be set before they are drawn."""
-    wish = state.get().settings.pop("benchmark.wish", None)
+    settings = state.get().settings
+    if "benchmark.sweep.wish" in settings:
+        st.session_state[VIEW] = VIEWS[2]
+    wish = settings.pop("benchmark.wish", None)
     if wish is not None:
         st.session_state[VIEW] = VIEWS[0]
         st.session_state[CHOSEN] = wish
@@ -135,12 +153,19 @@ def _open_folder() -> None:
         return
     with frame.guard("Opening the folder"):
         folder = work.folder_of(path.strip()).absolute()
+        if sweep_work.is_sweep(folder):
+            sweep_view.open_folder(folder)
         work.require_run(folder)
-        work.open_run(str(folder))
-        if str(folder) not in _opened():
-            _opened().append(str(folder))
-        state.get().settings["benchmark.wish"] = [str(folder)]
-        st.rerun()
+        _open_run(str(folder))
+
+
+def _open_run(folder: str) -> None:
+    """Show a run's folder among the results."""
+    work.open_run(folder)
+    if folder not in _opened():
+        _opened().append(folder)
+    state.get().settings["benchmark.wish"] = [folder]
+    st.rerun()
 
 
 def _results(names: list[str], live: bool, watched: bool) -> None:
