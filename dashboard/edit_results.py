@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, downloads, edit_charts, edit_history, engine, frame, jobs, state
+from dashboard import charts, downloads, edit_charts, edit_cost, edit_history, engine, frame, jobs, state
 from dashboard.edit_work import Measured, measure_now
 from dashboard.facts_report import answer_html, answer_table, fact_table, probabilities, scores_of
 from dashboard.tokens_html import visible
@@ -137,8 +137,8 @@ def weights(session: "EditSession", measured: Measured | None) -> None:
     st.markdown(f"**{edit_history.say_edit(edit)}**")
     for module in edit.modules:
         st.markdown(
-            f"Beside layer {module.layer} stands a {module.kind} of {module.n_parameters:,} numbers; the "
-            "layer's own weights are as they were."
+            f"It put a {module.kind} of {module.n_parameters:,} numbers beside layer {module.layer}, whose own weights "
+            "are as they were."
         )
     if measured is not None and measured.changes:
         _changes(measured)
@@ -149,6 +149,7 @@ def weights(session: "EditSession", measured: Measured | None) -> None:
     if measured is not None and measured.spectrum is not None:
         _null_space(measured)
     _seconds(edit)
+    edit_cost.show(session)
 
 
 def _changes(measured: Measured) -> None:

@@ -1,0 +1,50 @@
+"""What the edits cost at inference, on the Edit page."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.app.working_app import TEXT, open_page, said, state_of, wait
+from tests.tiny import make_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("cost") / "llama")
+
+
+def edited_by(folder: Path, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join([TEXT] * 60), encoding="utf-8")
+    monkeypatch.setattr("nmke.texts.default_corpus", lambda progress: text)
+    page = open_page("edit", folder)
+    page.selectbox(key="edit.method").set_value(method).run()
+    page.button(key="edit.apply").click().run()
+    return wait(page)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("ft-m", "no parameter and no time more"), ("grace", "which is asked at every token")],
+)
+def test_the_kind_of_edit_and_its_measured_cost_are_told(
+    folder: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    words: str,
+) -> None:
+    page = edited_by(folder, method, tmp_path, monkeypatch)
+    assert words in said(page)
+    page.button(key="edit.cost").click().run()
+    page = wait(page)
+    assert not page.exception and not page.error
+    shown = {metric.label: metric.value for metric in page.metric}
+    modules = state_of(page).edit_session.modules
+    assert shown["Extra parameters"] == f"{sum(each.n_parameters for each in modules.values()):,}"
+    assert float(shown["Milliseconds a token, edited"]) > 0
+    assert "mean over 12 pairs of passes" in said(page)
+    page.button(key="edit.undo").click().run()
+    assert "Milliseconds a token, edited" not in {metric.label for metric in page.metric}
