@@ -24,8 +24,8 @@ def show(session: "EditSession") -> None:
             digest, found = outcome.value
             state.get().settings.setdefault("edit.costs", {})[digest] = found
         else:
-            kind = "info" if outcome.state == jobs.JobState.CANCELLED else "error"
-            state.get().flash(kind, outcome.error)
+            cancelled = outcome.state == jobs.JobState.CANCELLED
+            state.get().flash("info" if cancelled else "error", outcome.error)
         st.rerun()
     st.markdown("**What the edits cost when the model is used**")
     st.markdown(say_kind(session))

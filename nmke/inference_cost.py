@@ -105,7 +105,8 @@ def measure_cost(
 
     for weights in (session.original, session.active):
         seconds(weights())  # the first pass of a state also prepares it
-    plain, edited = [], []
+    plain: list[float] = []
+    edited: list[float] = []
     for pair in range(pairs):
         progress.update("measuring the cost", pair, pairs)
         turns = [(plain, session.original), (edited, session.active)]
