@@ -77,16 +77,15 @@ def _offer(session: "EditSession") -> None:
 
 
 def _measured(cost: "InferenceCost") -> None:
-    left, middle, right = st.columns(3)
-    left.metric("Extra parameters", f"{cost.extra_parameters:,}", border=True)
-    middle.metric("Milliseconds a token, unedited", f"{cost.plain_ms:.2f}", border=True)
-    right.metric(
-        "Milliseconds a token, edited",
-        f"{cost.edited_ms:.2f}",
-        delta=f"{cost.ratio.value - 1:+.1%}" if cost.measurable else "no measurable difference",
-        delta_color="inverse" if cost.measurable else "off",
-        border=True,
-    )
+    change = f"{cost.ratio.value - 1:+.1%}" if cost.measurable else "no measurable difference"
+    rows = {
+        "extra parameters": f"{cost.extra_parameters:,}",
+        "milliseconds a token, unedited": f"{cost.plain_ms:.2f}",
+        "milliseconds a token, edited": f"{cost.edited_ms:.2f}",
+        "slower by": change,
+    }
+    table = pd.DataFrame({"cost": rows.keys(), "measured": rows.values()})
+    st.dataframe(table, hide_index=True, key="edit.cost.table")
     st.caption(
         f"Edited by unedited: {cost.ratio.value:.3f} [{cost.ratio.low:.3f}, {cost.ratio.high:.3f}], mean over "
         f"{cost.ratio.n} pairs of passes over {cost.tokens} tokens, taken by turns on this machine; 1 is no cost."

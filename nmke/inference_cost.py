@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -94,7 +95,8 @@ def measure_cost(
         raise EditError("There is no edit whose cost could be measured.", "Apply one first.")
     progress, model = progress or Silent(), session.model
     found = list(prompts) or [fact.prompt for edit in reversed(session.edits) for fact in edit.facts]
-    batch = encode_batch(model.tokenizer, list(dict.fromkeys(found))[:PROMPTS])
+    # One short prompt alone would time little but overhead.
+    batch = encode_batch(model.tokenizer, list(islice(cycle(dict.fromkeys(found)), PROMPTS)))
 
     def seconds(weights: AbstractContextManager[None]) -> float:
         with weights:
