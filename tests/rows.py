@@ -78,15 +78,49 @@ def rome(text: Path) -> dict[str, Any]:
     return {"layer": 1, "statistics": settings["statistics"], "target": settings["target"]}
 
 
+def nse(text: Path) -> dict[str, Any]:
+    return {**memit(text), "alpha": 0.0}
+
+
+def ultraedit(text: Path) -> dict[str, Any]:
+    return {"layers": (1, 2), "learning_rate": 1e-3}
+
+
+def codebook(text: Path) -> dict[str, Any]:
+    return {"layer": 2, "steps": 8}
+
+
+def dynamic_lora(text: Path) -> dict[str, Any]:
+    return {"layer": 2, "steps": 8, "alpha": 20, "learning_rate": 0.01}
+
+
+
+def mend(text: Path) -> dict[str, Any]:
+    """Put the tiny models' trained editors where editing looks for them; they are trained once."""
+    from nmke.storage import home
+    from tests.tiny_editors import tiny_editors
+
+    for name, content in tiny_editors():
+        target = home() / "trained" / "mend" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return {"layers": (1, 2), "rank": 8}
+
+
 ROWS: Mapping[str, Row] = {
     "alphaedit": Row(closed_form, WRITING, (1, 2)),
+    "melo": Row(dynamic_lora, ("training the block",), (2,)),
+    "mend": Row(mend, ("transforming gradients",), (1, 2)),
     "memit": Row(memit, WRITING[:4], (1, 2)),
     "emmet": Row(emmet, WRITING[:4], (1, 2)),
     "rome": Row(rome, WRITING[:4], (1,)),
     "ft-l": Row(fine_tuning, ("fine-tuning",), (1,)),
     "ft-m": Row(fine_tuning, ("fine-tuning",), (1,)),
+    "grace": Row(codebook, ("training the value",), (2,)),
     "kn": Row(knowledge_neurons, ("writing contexts", "integrating gradients"), (2,)),
     "nmke": Row(closed_form, ("scoring neurons (LPS)", *WRITING), (1, 2)),
+    "nse": Row(nse, WRITING[:4], (1, 2)),
+    "ultraedit": Row(ultraedit, ("reading gradients", "writing layers"), (1, 2)),
     "wise": Row(
         side_memory,
         ("writing contexts", "tokenizing the statistics text", "training the side memory"),

@@ -1,5 +1,5 @@
-"""The command line: ``nmke fetch | models | methods | neurons | edit | drift | lifelong | roles | ablate |
-ability``.
+"""The command line: ``nmke fetch | models | methods | neurons | edit | train | drift | lifelong | sweep | roles |
+ablate | ability``.
 
 Exit codes: 0 done, 1 an error that is told in one line, 2 a command line that cannot be read,
 130 stopped with Ctrl-C. Results go to standard output and files, everything else to standard error.
@@ -19,7 +19,9 @@ from nmke.cli.lifelong import lifelong
 from nmke.cli.neuron_tables import neurons
 from nmke.cli.roles import roles
 from nmke.cli.shelf import fetch, list_known_methods, list_known_models
+from nmke.cli.sweep import sweep
 from nmke.cli.terminal import reporting_errors, say
+from nmke.cli.train import train
 
 __all__ = ["app"]
 
@@ -60,8 +62,10 @@ for _name, _command in (
     ("methods", list_known_methods),
     ("neurons", neurons),
     ("edit", edit),
+    ("train", train),
     ("drift", drift),
     ("lifelong", lifelong),
+    ("sweep", sweep),
     ("roles", roles),
     ("ablate", ablate),
     ("ability", ability),

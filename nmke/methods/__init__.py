@@ -8,15 +8,35 @@ from nmke.methods.alphaedit import AlphaEdit
 from nmke.methods.base import Method
 from nmke.methods.emmet import EMMET
 from nmke.methods.ft import FTL, FTM
+from nmke.methods.grace import GRACE
 from nmke.methods.kn import KN
+from nmke.methods.melo import MELO
 from nmke.methods.memit import MEMIT
+from nmke.methods.mend import MEND
 from nmke.methods.nmke import NMKE
+from nmke.methods.nse import NSE
 from nmke.methods.rome import ROME
+from nmke.methods.ultraedit import UltraEdit
 from nmke.methods.wise import WISE
 
 __all__ = ["Method", "get_method", "methods"]
 
-_ALL: tuple[type[Method], ...] = (NMKE, AlphaEdit, MEMIT, ROME, EMMET, FTL, FTM, KN, WISE)
+_ALL: tuple[type[Method], ...] = (
+    NMKE,
+    AlphaEdit,
+    MEMIT,
+    ROME,
+    EMMET,
+    FTL,
+    FTM,
+    KN,
+    WISE,
+    UltraEdit,
+    NSE,
+    GRACE,
+    MELO,
+    MEND,
+)
 
 
 def methods() -> Mapping[str, Method]:
