@@ -5,7 +5,8 @@
 PYTHON ?= python3
 PORT ?= 8501
 HEADLESS ?= false
-PYTEST_ARGS ?=
+# Two processes of one thread each: tiny models gain nothing from more threads.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ run: $(RUN_STAMP)
 	$(BIN)/streamlit run dashboard/app.py --server.port $(PORT) --server.headless $(HEADLESS)
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
