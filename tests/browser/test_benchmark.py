@@ -53,7 +53,7 @@ def test_a_click_on_a_point_shows_the_raw_predictions_behind_it(visit: Page, fin
     visit.get_by_text("Raw predictions behind a point").first.scroll_into_view_if_needed()
     settled(visit)
     choose(visit, "Raw predictions behind a point", "ROME, seed 0, T = 1")
-    expect(visit.get_by_text("4 of 4 prompts of ROME, seed 0, after 1 edits")).to_be_visible(timeout=USUAL)
+    expect(visit.get_by_text("4 of 4 prompts of ROME, seed 0, after 1 edit")).to_be_visible(timeout=USUAL)
     visit.get_by_label("Words", exact=True).fill("italy")
     visit.get_by_label("Words", exact=True).press("Enter")
     expect(visit.get_by_text("1 of 4 prompts of ROME")).to_be_visible(timeout=USUAL)
