@@ -94,7 +94,6 @@ def dynamic_lora(text: Path) -> dict[str, Any]:
     return {"layer": 2, "steps": 8, "alpha": 20, "learning_rate": 0.01}
 
 
-
 def mend(text: Path) -> dict[str, Any]:
     """Put the tiny models' trained editors where editing looks for them; they are trained once."""
     from nmke.storage import home
