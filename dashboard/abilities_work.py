@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nmke.ablation import AblationResults, NeuronSet
     from nmke.edit import Edit
     from nmke.loading import LoadedModel
+    from nmke.prompting import PromptPatch
     from nmke.session import EditSession
 
 PURPOSE = "abilities"
@@ -37,7 +38,7 @@ class Choice:
     Attributes:
         key: identifies it on the page.
         edits: what is written in, in order.
-        matrices, modules: the session's state where it is in memory already, so that no edit is applied again.
+        matrices, modules, prompt: the session's state where it is in memory already, so that no edit is applied again.
         neurons: what is switched off.
     """
 
@@ -48,6 +49,7 @@ class Choice:
     matrices: Mapping[int, Any] | None = None
     modules: Mapping[int, Any] = field(default_factory=dict)
     neurons: "NeuronSet | None" = None
+    prompt: "PromptPatch | None" = None
 
 
 @dataclass
@@ -73,7 +75,9 @@ def of_session(session: "EditSession") -> Choice | None:
     facts = sum(len(edit.facts) for edit in session.edits)
     matrices, modules = session.state()
     label = f"edit version {session.version} ({_count(facts, 'fact')})"
-    return Choice(f"session:{session.digest}", "session", label, session.edits, matrices, modules)
+    return Choice(
+        f"session:{session.digest}", "session", label, session.edits, matrices, modules, prompt=session.prompt
+    )
 
 
 def read_choice(model: "LoadedModel", path: str) -> Choice:
@@ -183,7 +187,7 @@ def opened(model: "LoadedModel", choice: Choice, progress: Progress) -> Iterator
     from nmke.session import EditSession
 
     if choice.matrices is not None:
-        session = EditSession.restored(model, choice.edits, choice.matrices, choice.modules)
+        session = EditSession.restored(model, choice.edits, choice.matrices, choice.modules, choice.prompt)
     else:
         session = EditSession(model)
         for done, edit in enumerate(choice.edits):

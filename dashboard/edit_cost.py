@@ -49,6 +49,11 @@ def say_kind(session: "EditSession") -> str:
             f"Beside layer {layer} stands a {module.kind} of {module.n_parameters:,} numbers, which is asked at every "
             "token."
         )
+    if session.prompt is not None:
+        parts.append(
+            f"A {session.prompt.kind} stands in front of texts: the model's own numbers are as they were, and what "
+            "stands in front is read with every text."
+        )
     return " ".join(parts) or "These edits changed nothing that the model computes with."
 
 
@@ -78,8 +83,13 @@ def _offer(session: "EditSession") -> None:
 
 def _measured(cost: "InferenceCost") -> None:
     change = f"{cost.ratio.value - 1:+.1%}" if cost.measurable else "no measurable difference"
-    rows = {
-        "extra parameters": f"{cost.extra_parameters:,}",
+    rows = {"extra parameters": f"{cost.extra_parameters:,}"}
+    if cost.prompt is not None:
+        rows |= {
+            "of these, in the model that chooses": f"{cost.prompt.helper:,}",
+            "tokens in front of a prompt": f"{cost.prompt.tokens:,.0f}",
+        }
+    rows |= {
         "milliseconds a token, unedited": f"{cost.plain_ms:.2f}",
         "milliseconds a token, edited": f"{cost.edited_ms:.2f}",
         "slower by": change,

@@ -49,7 +49,9 @@ def _row(number: int, edit: "Edit", status: str) -> dict[str, object]:
         "status": status,
         "facts": shown + more,
         "method": title_of(edit.method),
-        "layers": ", ".join(map(str, sorted({*edit.layers, *(module.layer for module in edit.modules)}))),
+        "layers": "none (text in front)"
+        if edit.prompt is not None
+        else ", ".join(map(str, sorted({*edit.layers, *(module.layer for module in edit.modules)}))),
         "neurons": sum(patch.neurons for patch in edit.patches),
         "seconds": edit.seconds.get("total"),
     }

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, downloads, edit_charts, edit_cost, edit_history, engine, frame, jobs, state
+from dashboard import (
+    charts,
+    downloads,
+    edit_charts,
+    edit_cost,
+    edit_fronts,
+    edit_history,
+    engine,
+    frame,
+    jobs,
+    state,
+)
 from dashboard.edit_work import Measured, measure_now
 from dashboard.facts_report import answer_html, answer_table, fact_table, probabilities, scores_of
 from dashboard.tokens_html import visible
@@ -140,9 +151,13 @@ def weights(session: "EditSession", measured: Measured | None) -> None:
             f"It put a {module.kind} of {module.n_parameters:,} numbers beside layer {module.layer}, whose own weights "
             "are as they were."
         )
+    if edit.prompt is not None:
+        edit_fronts.show(session)
     if measured is not None and measured.changes:
         _changes(measured)
-    elif not edit.modules:
+    elif not (edit.patches or edit.modules or edit.prompt):
+        st.info("It changed nothing: the method found the facts written well enough already.")
+    elif not edit.modules and edit.prompt is None:
         st.info(
             "The size of this change is shown for edits computed in this tab; its factors are in the saved file."
         )

@@ -15,6 +15,7 @@ from nmke.errors import SessionError
 from nmke.facts import Fact
 from nmke.model import EditableModel
 from nmke.modules import ModulePatch, load_module
+from nmke.prompting import PromptPatch, load_prompt
 from nmke.session import EditSession
 from nmke.store import written_atomically
 from nmke.versions import library_versions
@@ -108,6 +109,8 @@ def _tensors(edits: tuple[Edit, ...]) -> dict[str, Tensor]:
         for module in edit.modules:
             for name, tensor in module.tensors.items():
                 named[f"{number}.{module.layer}.module.{name}"] = tensor
+        if edit.prompt is not None:
+            named |= {f"{number}.prompt.{name}": tensor for name, tensor in edit.prompt.tensors.items()}
     return named
 
 
@@ -146,6 +149,13 @@ def _record(session: EditSession) -> dict[str, Any]:
                     }
                     for module in edit.modules
                 ],
+                "prompt": None
+                if edit.prompt is None
+                else {
+                    "kind": edit.prompt.kind,
+                    "tensors": list(edit.prompt.tensors),
+                    "settings": edit.prompt.settings,
+                },
                 "seconds": dict(edit.seconds),
                 "details": dict(edit.details),
             }
@@ -168,6 +178,7 @@ def _edit(number: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         seconds=entry["seconds"],
         details=entry["details"],
         modules=tuple(_module(number, saved, tensors) for saved in entry.get("modules", ())),
+        prompt=_prompt(number, entry["prompt"], tensors) if entry.get("prompt") else None,
     )
 
 
@@ -175,6 +186,11 @@ def _module(number: int, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]
     layer = saved["layer"]
     own = {name: tensors[f"{number}.{layer}.module.{name}"] for name in saved["tensors"]}
     return load_module(saved["kind"], layer, own, saved["settings"])
+
+
+def _prompt(number: int, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PromptPatch:
+    own = {name: tensors[f"{number}.prompt.{name}"] for name in saved["tensors"]}
+    return load_prompt(saved["kind"], own, saved["settings"])
 
 
 def _require_same(tensors: Mapping[str, Tensor], session: EditSession, folder: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nmke.errors import EditError
 from nmke.facts import Fact
 from nmke.modules import ModulePatch
+from nmke.prompting import PromptPatch
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Edit:
         details: figures of the computation for display (losses, kept shares, ratios), JSON values only.
         modules: what stands beside layers' down projections after this edit, at most one a layer, in the place of
             what an earlier edit put there.
+        prompt: what stands in front of every text after this edit, in the place of what an earlier edit put there.
     """
 
     method: str
@@ -67,6 +69,7 @@ class Edit:
     seconds: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     modules: tuple[ModulePatch, ...] = ()
+    prompt: PromptPatch | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -87,6 +90,8 @@ class Edit:
                 )
         for module in self.modules:
             module.require_finite()
+        if self.prompt is not None:
+            self.prompt.require_finite()
 
     def changes(self, W_out: Mapping[int, Tensor]) -> list[dict[str, int | float]]:
         """Per layer: neurons and parameters changed and the size of the change.

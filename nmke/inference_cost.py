@@ -1,14 +1,15 @@
 """What a session's edits cost whenever the model is used: extra parameters, extra time a token, growth with the edits.
 
 Three kinds of edits differ here. A change of weights costs nothing: other numbers in the same products. A module
-beside a layer carries parameters of its own and asks at every token whether it shall answer. What grows with the
-number of edits is told from the edits themselves; time is measured, on prompts of the edited facts, where modules
-have most to do.
+beside a layer carries parameters of its own and asks at every token whether it shall answer. Text in front is chosen,
+maybe with the help of another model, and read once for all texts that are read together, here anew in every pass. What
+grows with the number of edits is told from the edits themselves; time is measured, on prompts of the edited facts,
+where modules and text in front have most to do.
 """
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
@@ -20,11 +21,28 @@ from nmke.errors import EditError
 from nmke.intervals import Interval, bootstrap_mean
 from nmke.modules import ModulePatch
 from nmke.progress import Progress, Silent
+from nmke.prompting import PromptPatch
 from nmke.session import EditSession
 from nmke.tokens import encode_batch
 
 #: Measured pairs of passes, with and without the edits, and prompts in a pass.
 PAIRS, PROMPTS = 12, 8
+
+
+@dataclass(frozen=True)
+class PromptCost:
+    """What stands in front of texts.
+
+    Attributes:
+        numbers: what is kept to choose it.
+        helper: parameters of the model that is asked for every text.
+        tokens: how many stand in front of a prompt, mean over those that were read.
+    """
+
+    kind: str
+    numbers: int
+    helper: int
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class InferenceCost:
         tokens: tokens that went through the model in each timed pass.
         plain_ms, edited_ms: milliseconds a token, medians over the passes.
         ratio: edited by plain, mean over pairs of passes with its bootstrap interval.
+        prompt: what stands in front of texts, if anything does.
     """
 
     edits: int
@@ -49,10 +68,12 @@ class InferenceCost:
     plain_ms: float
     edited_ms: float
     ratio: Interval
+    prompt: PromptCost | None = None
 
     @property
     def extra_parameters(self) -> int:
-        return sum(count for _, count in self.modules.values())
+        prompt = self.prompt.numbers + self.prompt.helper if self.prompt else 0
+        return sum(count for _, count in self.modules.values()) + prompt
 
     @property
     def measurable(self) -> bool:
@@ -67,12 +88,18 @@ class InferenceCost:
 def parameter_growth(session: EditSession) -> tuple[int, ...]:
     """Parameters beside the model after each edit in force; empty where earlier edits are settled, which forget it."""
     beside: dict[int, ModulePatch] = {}
+    prompt: PromptPatch | None = None
     counts = []
     for edit in session.edits:
         beside |= {module.layer: module for module in edit.modules}
-        counts.append(sum(module.n_parameters for module in beside.values()))
-    now = sum(module.n_parameters for module in session.modules.values())
-    return tuple(counts) if counts and counts[-1] == now else ()
+        prompt = edit.prompt or prompt
+        counts.append(_count(beside.values(), prompt))
+    return tuple(counts) if counts and counts[-1] == _count(session.modules.values(), session.prompt) else ()
+
+
+def _count(modules: Iterable[ModulePatch], prompt: PromptPatch | None) -> int:
+    in_front = prompt.n_parameters + prompt.helper_parameters() if prompt is not None else 0
+    return sum(module.n_parameters for module in modules) + in_front
 
 
 @torch.no_grad()
@@ -89,6 +116,7 @@ def measure_cost(
 
     Raises:
         EditError: no edit is in force.
+        ResourceError: a model that chooses what stands in front cannot be had.
         Cancelled: from ``progress``.
     """
     if session.version == 0:
@@ -96,7 +124,8 @@ def measure_cost(
     progress, model = progress or Silent(), session.model
     found = list(prompts) or [fact.prompt for edit in reversed(session.edits) for fact in edit.facts]
     # One short prompt alone would time little but overhead.
-    batch = encode_batch(model.tokenizer, list(islice(cycle(dict.fromkeys(found)), PROMPTS)))
+    texts = list(islice(cycle(dict.fromkeys(found)), PROMPTS))
+    batch = encode_batch(model.tokenizer, texts)
 
     def seconds(weights: AbstractContextManager[None]) -> float:
         with weights:
@@ -124,4 +153,15 @@ def measure_cost(
         plain_ms=1000 * statistics.median(plain) / tokens,
         edited_ms=1000 * statistics.median(edited) / tokens,
         ratio=bootstrap_mean([after / before for before, after in zip(plain, edited, strict=True)]),
+        prompt=_prompt_cost(session, texts),
     )
+
+
+def _prompt_cost(session: EditSession, texts: Sequence[str]) -> PromptCost | None:
+    prompt = session.prompt
+    if prompt is None:
+        return None
+    with session.active():
+        fronts = session.model.fronts
+        tokens = [len(fronts.ids_of(text)) for text in texts] if fronts is not None else [0]
+    return PromptCost(prompt.kind, prompt.n_parameters, prompt.helper_parameters(), statistics.mean(tokens))

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.facts import Fact
-from nmke.model import EditableModel
+from nmke.fronts import Fronts
+from nmke.model import EditableModel, Past
 from nmke.tokens import Batch, encode, encode_continuation, pad, pad_id, token_texts
 
 #: Score name -> how it is computed, in words a reader of the field understands.
@@ -187,18 +188,43 @@ def next_token_table(model: EditableModel, prompt: str, k: int = 5) -> list[tupl
 def answer_all(model: EditableModel, asked: Sequence[tuple[str, str]]) -> list[Answer]:
     """Teacher-force each (prompt, target) pair in one forward pass; an empty target asks for the next token only.
 
-    What one pair's tokens say is also read for pairs that begin like it: nothing depends on later tokens.
+    What one pair's tokens say is also read for pairs that begin like it: nothing depends on later tokens. Where
+    something stands in front of texts, the prompt alone decides what, never the target that is forced.
     """
     if not asked:
         return []
+    with model.lock:
+        if model.fronts is None:
+            return _answer_all(model, asked)
+        fronts = model.fronts
+        answers: dict[int, Answer] = {}
+        for indices, front in fronts.groups([prompt for prompt, _ in asked]):
+            with model.without_fronts():
+                found = _answer_all(model, [asked[index] for index in indices], fronts, front)
+            for index, answer in zip(indices, found, strict=True):
+                answers[index] = answer
+        return [answers[index] for index in range(len(asked))]
+
+
+def _answer_all(
+    model: EditableModel,
+    asked: Sequence[tuple[str, str]],
+    fronts: Fronts | None = None,
+    front: tuple[int, ...] = (),
+) -> list[Answer]:
     prompts = [encode(model.tokenizer, prompt) for prompt, _ in asked]
     targets = [
         encode_continuation(model.tokenizer, prompt, target) if target else [] for prompt, target in asked
     ]
+    if fronts is not None and front:
+        prompts = [fronts.own(ids, front) for ids in prompts]
     texts = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
+    if fronts is not None:
+        fronts.require_fits(front, max(map(len, texts)))
     row_of = longest_of(texts)
     rows = list(dict.fromkeys(row_of.values()))
-    final = _final(model, pad([list(row) for row in rows], pad_id(model.tokenizer)))
+    past = fronts.past_of(front, len(rows)) if fronts is not None else None
+    final = _final(model, pad([list(row) for row in rows], pad_id(model.tokenizer)), past)
     answers = []
     for text, (prompt, target), ids, forced in zip(texts, asked, prompts, targets, strict=True):
         row = rows.index(row_of[text])
@@ -221,8 +247,8 @@ def longest_of(texts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[
     return found
 
 
-def _final(model: EditableModel, batch: Batch) -> Float[Tensor, "prompt position d_model"]:
-    return model.run(batch, [("final", -1)])[("final", -1)]
+def _final(model: EditableModel, batch: Batch, past: Past | None) -> Float[Tensor, "prompt position d_model"]:
+    return model.run(batch, [("final", -1)], past=past)[("final", -1)]
 
 
 def _measure(model: EditableModel, fact: Fact, generate_tokens: int) -> FactMeasure:

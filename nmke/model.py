@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from nmke.errors import ModelError
 from nmke.modules import ModulePatch
+from nmke.prompting import PromptPatch
 from nmke.readout import Readout
 from nmke.tokens import Batch, encode_batch, pad_id
 
 if TYPE_CHECKING:
+    from nmke.fronts import Fronts
     from nmke.replay import Unhooked
 
 #: A place in the model: a kind of value and the layer it belongs to.
@@ -94,6 +96,7 @@ class EditableModel:
         self._modules: dict[int, ModulePatch] = {}
         self._handles: list[Any] = []
         self._holds = 0
+        self._fronts: Fronts | None = None
         self.refusal = (
             ""  #: why attribution and editing would be wrong on this model; set by the gate at load
         )
@@ -136,10 +139,15 @@ class EditableModel:
     def unhooked(self) -> "Unhooked | None":
         """The layers without hook points, for :mod:`nmke.replay`; None where they do not compute the same.
 
-        That is where they cannot be told apart, and while module patches or held neurons are in force, which they
-        might miss.
+        That is where they cannot be told apart, and while module patches, held neurons or a prompt are in force, which
+        they might miss.
         """
-        return None if self._modules or self._holds else self._unhooked
+        return None if self._modules or self._holds or self._fronts else self._unhooked
+
+    @property
+    def fronts(self) -> "Fronts | None":
+        """What stands in front of every text while a prompt patch is in force; ask for it under the model's lock."""
+        return self._fronts
 
     @cached_property
     def _unhooked(self) -> "Unhooked | None":
@@ -211,7 +219,10 @@ class EditableModel:
 
     @contextmanager
     def weights_in(
-        self, stored: Mapping[int, Tensor], modules: Mapping[int, ModulePatch] | None = None
+        self,
+        stored: Mapping[int, Tensor],
+        modules: Mapping[int, ModulePatch] | None = None,
+        prompt: PromptPatch | None = None,
     ) -> Iterator[None]:
         """Let other down projections compute while the block runs; holds the model's lock.
 
@@ -219,19 +230,37 @@ class EditableModel:
             stored: per layer a tensor as made by :meth:`as_stored`. Layers left out compute with the weights as
                 loaded, also inside another such block; ``{}`` is therefore the unedited model.
             modules: per layer what stands behind the down projection; left out, none does.
+            prompt: what stands in front of every text; left out, nothing does.
 
         The parameters' own storage is never written: only the pointers are exchanged, and put back in
         ``finally``, which makes the restoration exact to the bit.
         """
         with self.lock:
-            outer = self._active, self._modules
+            outer = self._active, self._modules, self._fronts
             try:
-                self._activate(dict(stored), dict(modules or {}))
+                self._activate(dict(stored), dict(modules or {}), self._fronts_of(prompt))
                 yield
             finally:
                 self._activate(*outer)
 
-    def _activate(self, stored: dict[int, Tensor], modules: dict[int, ModulePatch]) -> None:
+    def _fronts_of(self, prompt: PromptPatch | None) -> "Fronts | None":
+        from nmke.fronts import Fronts  # it runs models, so it imports this module
+
+        return None if prompt is None else Fronts(self, prompt)
+
+    @contextmanager
+    def without_fronts(self) -> Iterator[None]:
+        """Inside the block nothing more is put in front of what is read: for readers that have put it there."""
+        with self.lock:
+            self._fronts, outer = None, self._fronts
+            try:
+                yield
+            finally:
+                self._fronts = outer
+
+    def _activate(
+        self, stored: dict[int, Tensor], modules: dict[int, ModulePatch], fronts: "Fronts | None"
+    ) -> None:
         for layer in {*self._active, *stored}:
             parameter = self.down_projection(layer)
             parameter.data = stored[layer] if layer in stored else self._pristine[layer]
@@ -239,7 +268,9 @@ class EditableModel:
         for handle in self._handles:
             handle.remove()
         # What fails to be put in place must not stay half in place, so the list is known before it is filled.
-        self._modules, self._handles = modules, []
+        self._modules, self._handles, self._fronts = modules, [], fronts
+        if fronts is not None:
+            self._handles.append(fronts.guard())
         for layer, patch in modules.items():
             self._handles.append(self._projecting_module(layer).register_forward_hook(_answering(patch)))
 
@@ -264,14 +295,20 @@ class EditableModel:
             hooks = {layer: self._held_at(layer, *what) for layer, what in held.items() if len(what[0])}
             handles: list[Any] = []
             self._holds += 1
+            self._forget_fronts()
             try:
                 for layer, hook in hooks.items():
                     handles.append(self._projecting_module(layer).register_forward_pre_hook(hook))
                 yield
             finally:
                 self._holds -= 1
+                self._forget_fronts()
                 for handle in handles:
                     handle.remove()
+
+    def _forget_fronts(self) -> None:
+        if self._fronts is not None:
+            self._fronts.forget()
 
     def _held_at(
         self,
@@ -326,11 +363,16 @@ class EditableModel:
                 ``("final", -1)`` is the output of the final norm: what the unembedding reads.
             stop_after: stop once this layer is done.
             hooks: functions that may replace the value at a site.
-            past: keys and values of tokens in front of the batch, from :meth:`remember`.
+            past: keys and values of tokens in front of the batch, from :meth:`remember`. Without one, a batch begins
+                its texts, and a prompt patch in force is put in front; positions stay those of the batch.
         """
         kept: dict[Site, Tensor] = {}
         wanted = self._sites_to_hook(sites)
         with self.lock:
+            if past is None and self._fronts is not None:
+                batch, past = self._fronts.before(batch)
+                with self.without_fronts():
+                    return self.run(batch, sites, stop_after=stop_after, hooks=hooks, past=past)
             fwd: list[tuple[str, Callable[..., Any]]]
             fwd = [(self._hook_name(site), _replacing(function)) for site, function in (hooks or {}).items()]
             fwd += [(self._hook_name(site), _keeping(kept, site)) for site in wanted]
@@ -345,13 +387,18 @@ class EditableModel:
     def remember(self, batch: Batch, network: Any = None) -> "Past":
         """Run tokens once and keep every layer's keys and values, for batches that go on after them.
 
-        Rows are padded on the left here, so that what follows stands beside their last real token.
+        Rows are padded on the left here, so that what follows stands beside their last real token. They begin their
+        texts: a prompt patch in force is put in front and remembered with them.
 
         Args:
             network: what runs; by default the model with its hook points, else :mod:`nmke.replay`'s without them.
         """
-        left = batch.left_padded(pad_id(self.tokenizer))
         with self.lock:
+            if self._fronts is not None:
+                joined = self._fronts.joined(batch)
+                with self.without_fronts():
+                    return self.remember(joined)
+            left = batch.left_padded(pad_id(self.tokenizer))
             moved = left.to(self.bridge.cfg.device)
             positions = (moved.mask.cumsum(1) - 1).clamp_min(0)
             out = (network or self.bridge.original_model)(
@@ -374,6 +421,8 @@ class EditableModel:
             return ["" for _ in prompts]
         batch = encode_batch(self.tokenizer, prompts).left_padded(pad_id(self.tokenizer))
         with self.lock:
+            if self._fronts is not None:
+                return self._fronts.generate(prompts, max_new_tokens)
             moved = batch.to(self.bridge.cfg.device)
             written = self.bridge.original_model.generate(
                 moved.ids,
@@ -423,10 +472,10 @@ def attention_inputs(batch: Batch, past: Past | None) -> dict[str, Any]:
     """What attention is told: which tokens are real, where they stand, and what came before."""
     if past is None:
         return {"attention_mask": batch.mask, "use_cache": False}
-    before = past.mask.to(batch.mask.device)
+    mask = torch.cat([past.mask.to(batch.mask.device), batch.mask], dim=1)
     return {
-        "attention_mask": torch.cat([before, batch.mask], dim=1),
-        "position_ids": before.sum(1, keepdim=True) + torch.arange(batch.ids.shape[1], device=before.device),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -batch.ids.shape[1] :],
         "past_key_values": past.copy().cache,
     }
 

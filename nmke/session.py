@@ -24,6 +24,7 @@ from nmke.history import KeyHistory
 from nmke.model import EditableModel
 from nmke.modules import ModulePatch
 from nmke.moments import NullSpace
+from nmke.prompting import PromptPatch
 
 #: At most so many undo steps keep their tensors in memory, and at most this many bytes; older ones are replayed.
 UNDO_DEPTH = 8
@@ -32,11 +33,13 @@ UNDO_BYTES = 2**30
 
 @dataclass(frozen=True)
 class _Version:
-    """The state after some number of edits: masters [d_mlp, d_model] in float32, their stored form, and modules."""
+    """The state after some number of edits: masters [d_mlp, d_model] in float32, their stored form, modules, and what
+    stands in front of every text."""
 
     masters: Mapping[int, Tensor] = field(default_factory=dict)
     stored: Mapping[int, Tensor] = field(default_factory=dict)
     modules: Mapping[int, ModulePatch] = field(default_factory=dict)
+    prompt: PromptPatch | None = None
 
 
 class EditSession:
@@ -84,7 +87,7 @@ class EditSession:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the changed matrices and modules: equal digests mean bit-identical weights."""
+        """SHA-256 of the changed matrices, modules and prompt: equal digests mean the same model to the bit."""
         return self._digests[-1]
 
     @property
@@ -100,6 +103,11 @@ class EditSession:
     def modules(self) -> Mapping[int, ModulePatch]:
         """Per layer what stands beside its down projection."""
         return self._current.modules
+
+    @property
+    def prompt(self) -> PromptPatch | None:
+        """What stands in front of every text that is read; None: nothing does."""
+        return self._current.prompt
 
     def master(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The layer's down projection as this session has it, float32. Do not write."""
@@ -151,9 +159,8 @@ class EditSession:
         for layer, matrix in (instead or {}).items():
             stored[layer] = self.model.as_stored(layer, matrix)
         beside = {**self._current.modules, **(modules or {})}
-        with self.model.weights_in(
-            stored, {layer: each for layer, each in beside.items() if each is not None}
-        ):
+        there = {layer: each for layer, each in beside.items() if each is not None}
+        with self.model.weights_in(stored, there, self._current.prompt):
             yield
 
     @contextmanager
@@ -164,7 +171,7 @@ class EditSession:
             EditError: when the edit is not finite or does not fit the model.
         """
         state = self._following(self._current, edit)
-        with self.model.weights_in(state.stored, state.modules):
+        with self.model.weights_in(state.stored, state.modules, state.prompt):
             yield
 
     @contextmanager
@@ -264,8 +271,8 @@ class EditSession:
             )
 
     def state(self) -> tuple[Mapping[int, Tensor], Mapping[int, ModulePatch]]:
-        """The changed matrices [d_mlp, d_model], float32, and the modules: with the edits' keys, all there is to
-        put the session together again (:meth:`restored`). Do not write."""
+        """The changed matrices [d_mlp, d_model], float32, and the modules: with :attr:`prompt` and the edits' keys,
+        all there is to put the session together again (:meth:`restored`). Do not write."""
         return self._current.masters, self._current.modules
 
     @classmethod
@@ -275,6 +282,7 @@ class EditSession:
         edits: Sequence[Edit],
         masters: Mapping[int, Float[Tensor, "d_mlp d_model"]],
         modules: Mapping[int, ModulePatch],
+        prompt: PromptPatch | None = None,
     ) -> "EditSession":
         """A session whose edits are settled, from a checkpoint: the same bits as the session that wrote it.
 
@@ -284,7 +292,8 @@ class EditSession:
         session = cls(model)
         masters = {layer: matrix.to(model.device) for layer, matrix in masters.items()}
         stored = {layer: model.as_stored(layer, matrix) for layer, matrix in masters.items()}
-        state = _Version(masters, stored, {layer: session._placed(each) for layer, each in modules.items()})
+        placed = {layer: session._placed(each) for layer, each in modules.items()}
+        state = _Version(masters, stored, placed, prompt)
         session._edits = [_settled(edit) for edit in edits]
         session._settled = len(edits)
         session._versions = {len(edits): state}
@@ -349,6 +358,7 @@ class EditSession:
         current = self._current
         tensors = [*current.masters.values(), *current.stored.values()]
         tensors += [tensor for module in current.modules.values() for tensor in module.tensors.values()]
+        tensors += current.prompt.tensors.values() if current.prompt is not None else ()
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         depth = min(self.undo_depth, max(1, UNDO_BYTES // max(size, 1)))
         for known in list(self._versions):
@@ -374,7 +384,7 @@ class EditSession:
                     "Load the model in bfloat16 or float32.",
                 )
         modules = {**version.modules, **{module.layer: self._placed(module) for module in edit.modules}}
-        return _Version(masters, stored, modules)
+        return _Version(masters, stored, modules, version.prompt if edit.prompt is None else edit.prompt)
 
     def _placed(self, module: ModulePatch) -> ModulePatch:
         """The module where its layer computes, so that running it moves nothing."""
@@ -395,7 +405,7 @@ class EditSession:
 
 def _settled(edit: Edit) -> Edit:
     """The edit without what only its undo needs."""
-    return replace(edit, patches=(), masks={}, modules=())
+    return replace(edit, patches=(), masks={}, modules=(), prompt=None)
 
 
 def _digest(version: _Version) -> str:
@@ -406,6 +416,9 @@ def _digest(version: _Version) -> str:
         named += [(f"{layer}.{name}", value) for name, value in sorted(module.tensors.items())]
         # A threshold decides what is computed as much as a matrix does.
         digest.update(json.dumps([layer, module.kind, module.settings], sort_keys=True).encode())
+    if version.prompt is not None:
+        named += [(f"prompt.{name}", value) for name, value in sorted(version.prompt.tensors.items())]
+        digest.update(json.dumps([version.prompt.kind, version.prompt.settings], sort_keys=True).encode())
     for name, tensor in named:
         flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
         digest.update(name.encode())

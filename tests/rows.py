@@ -106,6 +106,20 @@ def mend(text: Path) -> dict[str, Any]:
     return {"layers": (1, 2), "rank": 8}
 
 
+def in_front(text: Path) -> dict[str, Any]:
+    """A tiny encoder beside the text, and as many demonstrations as a small context takes."""
+    from tests.tiny_encoder import make_tiny_encoder
+
+    folder = text.parent / "encoder"
+    if not folder.is_dir():
+        make_tiny_encoder(folder)
+    return {"encoder": str(folder), "k": 1, "room": 100}
+
+
+def memory(text: Path) -> dict[str, Any]:
+    return {"encoder": in_front(text)["encoder"], "threshold": 0.0}
+
+
 ROWS: Mapping[str, Row] = {
     "alphaedit": Row(closed_form, WRITING, (1, 2)),
     "melo": Row(dynamic_lora, ("training the block",), (2,)),
@@ -116,9 +130,13 @@ ROWS: Mapping[str, Row] = {
     "ft-l": Row(fine_tuning, ("fine-tuning",), (1,)),
     "ft-m": Row(fine_tuning, ("fine-tuning",), (1,)),
     "grace": Row(codebook, ("training the value",), (2,)),
+    "ike": Row(
+        in_front, ("encoding the demonstrations", "choosing demonstrations", "reading behind the edit"), ()
+    ),
     "kn": Row(knowledge_neurons, ("writing contexts", "integrating gradients"), (2,)),
     "nmke": Row(closed_form, ("scoring neurons (LPS)", *WRITING), (1, 2)),
     "nse": Row(nse, WRITING[:4], (1, 2)),
+    "serac": Row(memory, ("encoding the scope examples", "reading behind the edit"), ()),
     "ultraedit": Row(ultraedit, ("reading gradients", "writing layers"), (1, 2)),
     "wise": Row(
         side_memory,

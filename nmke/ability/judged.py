@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from nmke.ability.harness import Harness
-from nmke.model import EditableModel
-from nmke.tokens import pad
+from nmke.model import EditableModel, attention_inputs
+from nmke.tokens import Batch, pad, pad_id
 
 
 class _Network:
@@ -40,7 +40,11 @@ class _Network:
         """Logits at some positions, or at all."""
         kept = {} if positions is None else {"logits_to_keep": positions}
         with self._model.lock:
-            return self._network(ids, use_cache=False, **kept)
+            if self._model.fronts is None:
+                return self._network(ids, use_cache=False, **kept)
+            batch, past = self._model.fronts.before(Batch(ids, torch.ones_like(ids)))
+            with self._model.without_fronts():
+                return self._network(batch.ids, **attention_inputs(batch.to(ids.device), past), **kept)
 
     def generate(self, stopping_criteria: Any, **options: Any) -> torch.Tensor:
         def cancelled(*_: Any, **__: Any) -> bool:
@@ -49,12 +53,36 @@ class _Network:
 
         stopping_criteria.append(cancelled)
         with self._model.lock:
-            written: torch.Tensor = self._network.generate(
-                stopping_criteria=stopping_criteria,
-                generation_config=self._model.bridge.original_model.generation_config,
-                **options,
-            )
+            if self._model.fronts is None:
+                return self._generate(stopping_criteria, options)
+            asked: torch.Tensor = options["input_ids"]
+            batch = Batch(asked, options.get("attention_mask", torch.ones_like(asked)))
+            fill = pad_id(self._model.tokenizer)
+            joined = self._model.fronts.joined(batch).left_padded(fill).to(asked.device)
+            more = joined.ids.shape[1] - asked.shape[1]
+            options |= {"input_ids": joined.ids, "attention_mask": joined.mask}
+            if options.get("max_length") is not None:
+                options["max_length"] += more
+            # What stands in front is no part of what the harness looks at.
+            behind = [_behind(more, criterion) for criterion in stopping_criteria]
+            with self._model.without_fronts():
+                written = self._generate(type(stopping_criteria)(behind), options)
+            return torch.cat([asked, written[:, joined.ids.shape[1] :]], dim=1)
+
+    def _generate(self, stopping_criteria: Any, options: Mapping[str, Any]) -> torch.Tensor:
+        written: torch.Tensor = self._network.generate(
+            stopping_criteria=stopping_criteria,
+            generation_config=self._model.bridge.original_model.generation_config,
+            **options,
+        )
         return written
+
+
+def _behind(more: int, criterion: Callable[..., Any]) -> Callable[..., Any]:
+    def stop(ids: torch.Tensor, scores: Any, **options: Any) -> Any:
+        return criterion(ids[:, more:], scores, **options)
+
+    return stop
 
 
 def make_judged(

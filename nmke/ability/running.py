@@ -47,7 +47,7 @@ def state_of(session: EditSession | None = None, ablation: str = "") -> str:
     Args:
         ablation: digest of the neurons held and of how, "" for none.
     """
-    edited = session is not None and (session.changed_layers or session.modules)
+    edited = session is not None and (session.changed_layers or session.modules or session.prompt)
     edits = session.digest if session is not None and edited else ""
     return f"{edits}+{ablation}" if ablation else edits
 

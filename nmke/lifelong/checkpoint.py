@@ -1,8 +1,8 @@
 """A session in one file, from which a run goes on with the same bits.
 
-What a session is made of is its matrices in force, its modules, and of every edit the keys, settings and figures
-(:meth:`EditSession.restored`). All of it lies in one safetensors file, so that it is replaced in one step; the records
-are JSON text in a tensor of bytes, because a file's header has a limit and thousands of edits do not.
+What a session is made of is its matrices in force, its modules, its prompt, and of every edit the keys, settings and
+figures (:meth:`EditSession.restored`). All of it lies in one safetensors file, so that it is replaced in one step; the
+records are JSON text in a tensor of bytes, because a file's header has a limit and thousands of edits do not.
 
 A matrix is kept in the layout it had: sums over a transposed matrix round differently in the last bit.
 """
@@ -24,6 +24,7 @@ from nmke.errors import SessionError
 from nmke.facts import Fact
 from nmke.model import EditableModel
 from nmke.modules import load_module
+from nmke.prompting import load_prompt
 from nmke.session import EditSession
 from nmke.store import plain, written_atomically
 
@@ -52,6 +53,9 @@ def save_checkpoint(session: EditSession, position: int, path: Path) -> None:
     for layer, module in modules.items():
         for name, tensor in module.tensors.items():
             _put(tensors, f"module.{layer}.{name}", tensor)
+    prompt = session.prompt
+    for name, tensor in prompt.tensors.items() if prompt is not None else ():
+        _put(tensors, f"prompt.{name}", tensor)
     configs: list[Any] = []
     edits = []
     for number, edit in enumerate(session.edits):
@@ -78,6 +82,9 @@ def save_checkpoint(session: EditSession, position: int, path: Path) -> None:
             {"layer": m.layer, "kind": m.kind, "tensors": list(m.tensors), "settings": plain(m.settings)}
             for m in modules.values()
         ],
+        "prompt": None
+        if prompt is None
+        else {"kind": prompt.kind, "tensors": list(prompt.tensors), "settings": plain(prompt.settings)},
         "configs": configs,
         "edits": edits,
     }
@@ -112,6 +119,11 @@ def load_checkpoint(model: EditableModel, path: Path, facts: Sequence[Fact]) -> 
             )
             for saved in record["modules"]
         }
+        prompt = None
+        if record.get("prompt"):
+            saved = record["prompt"]
+            own = {name: _take(tensors, f"prompt.{name}", model).cpu() for name in saved["tensors"]}
+            prompt = load_prompt(saved["kind"], own, saved["settings"])
         masters = {layer: _take(tensors, f"master.{layer}", model) for layer in record["masters"]}
         edits = _edits(record, tensors, facts, model)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
@@ -119,7 +131,7 @@ def load_checkpoint(model: EditableModel, path: Path, facts: Sequence[Fact]) -> 
             f"The checkpoint of {path.parent.name} is damaged ({type(problem).__name__}).",
             f"Remove the folder {path.parent.name} and run it again.",
         ) from problem
-    session = EditSession.restored(model, edits, masters, modules)
+    session = EditSession.restored(model, edits, masters, modules, prompt)
     if session.digest != record["digest"]:
         raise SessionError(
             f"The checkpoint of {path.parent.name} does not give the weights it was made of.",

@@ -113,8 +113,8 @@ def drift_of(
 def drift(session: EditSession) -> dict[str, Any]:
     """``drift`` and ``drift_cosine``, means over the changed matrices, and both for each ``layer`` in ``layers``.
 
-    Methods that put modules beside unchanged matrices have drift 0 and cosine 1; ``module_parameters`` counts what
-    they added.
+    Methods that put modules beside unchanged matrices, or text in front, have drift 0 and cosine 1;
+    ``module_parameters`` counts what they added.
     """
     layers = []
     for layer in session.changed_layers:
@@ -126,7 +126,8 @@ def drift(session: EditSession) -> dict[str, Any]:
         "drift": sum(one["drift"] for one in layers) / count if count else 0.0,
         "drift_cosine": sum(one["drift_cosine"] for one in layers) / count if count else 1.0,
         "layers": layers,
-        "module_parameters": sum(module.n_parameters for module in session.modules.values()),
+        "module_parameters": sum(module.n_parameters for module in session.modules.values())
+        + (session.prompt.n_parameters if session.prompt is not None else 0),
     }
 
 

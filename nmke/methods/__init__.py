@@ -9,6 +9,7 @@ from nmke.methods.base import Method
 from nmke.methods.emmet import EMMET
 from nmke.methods.ft import FTL, FTM
 from nmke.methods.grace import GRACE
+from nmke.methods.ike import IKE
 from nmke.methods.kn import KN
 from nmke.methods.melo import MELO
 from nmke.methods.memit import MEMIT
@@ -16,6 +17,7 @@ from nmke.methods.mend import MEND
 from nmke.methods.nmke import NMKE
 from nmke.methods.nse import NSE
 from nmke.methods.rome import ROME
+from nmke.methods.serac import SERAC
 from nmke.methods.ultraedit import UltraEdit
 from nmke.methods.wise import WISE
 
@@ -36,6 +38,8 @@ _ALL: tuple[type[Method], ...] = (
     GRACE,
     MELO,
     MEND,
+    IKE,
+    SERAC,
 )
 
 

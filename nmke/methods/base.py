@@ -23,6 +23,8 @@ class Method(ABC):
         about: one sentence for people, with the source.
         config_class: its settings.
         facts_at_once: how many facts one edit may write; None is any number.
+        in_front: its edits are text in front, so it plans on top of other such edits; methods that change the model
+            cannot, because what they read would not be what they write.
     """
 
     name: ClassVar[str]
@@ -30,6 +32,7 @@ class Method(ABC):
     about: ClassVar[str]
     config_class: ClassVar[type[Config]]
     facts_at_once: ClassVar[int | None] = None
+    in_front: ClassVar[bool] = False
 
     def plan(self, session: EditSession, facts: Sequence[Fact], config: Config, progress: Progress) -> Edit:
         """Compute an edit on top of the session's edits; the model and the session are left as they were.
@@ -52,6 +55,12 @@ class Method(ABC):
             raise EditError(
                 f"{self.title} writes {_facts(self.facts_at_once)} an edit; {len(facts)} were given.",
                 "Write them one after the other, or choose a method that takes batches.",
+            )
+        if session.prompt is not None and not self.in_front:
+            raise EditError(
+                f"A {session.prompt.kind} stands in front of everything this session's model reads; {self.title} would "
+                "compute its change from that instead of from the facts alone.",
+                "Undo those edits first.",
             )
         session.model.require_conformance()
         return self._plan(session, facts, config, progress)

@@ -7,6 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.app.working_app import TEXT, open_page, said, state_of, wait
 from tests.tiny import make_tiny_llama
+from tests.tiny_encoder import make_tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,8 @@ def edited_by(folder: Path, method: str, tmp_path: Path, monkeypatch: pytest.Mon
     text = tmp_path / "text.txt"
     text.write_text("\n".join([TEXT] * 60), encoding="utf-8")
     monkeypatch.setattr("nmke.texts.default_corpus", lambda progress: text)
+    encoder = make_tiny_encoder(tmp_path / "encoder")
+    monkeypatch.setattr("nmke.encoder.fetch_encoder", lambda name, progress: encoder)
     page = open_page("edit", folder)
     page.selectbox(key="edit.method").set_value(method).run()
     page.button(key="edit.apply").click().run()
@@ -26,7 +29,11 @@ def edited_by(folder: Path, method: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("method", "words"),
-    [("ft-m", "no parameter and no time more"), ("grace", "which is asked at every token")],
+    [
+        ("ft-m", "no parameter and no time more"),
+        ("grace", "which is asked at every token"),
+        ("ike", "set of demonstrations stands in front of texts"),
+    ],
 )
 def test_the_kind_of_edit_and_its_measured_cost_are_told(
     folder: Path,
@@ -42,8 +49,10 @@ def test_the_kind_of_edit_and_its_measured_cost_are_told(
     page = wait(page)
     assert not page.exception and not page.error
     shown = measured(page)
-    modules = state_of(page).edit_session.modules
-    assert shown["extra parameters"] == f"{sum(each.n_parameters for each in modules.values()):,}"
+    session = state_of(page).edit_session
+    there = [*session.modules.values(), *([session.prompt] if session.prompt else [])]
+    assert shown["extra parameters"] == f"{sum(each.n_parameters for each in there):,}"
+    assert ("tokens in front of a prompt" in shown) == (method == "ike")
     assert float(shown["milliseconds a token, edited"]) > 0
     assert "mean over 12 pairs of passes" in said(page)
     page.button(key="edit.undo").click().run()

@@ -17,12 +17,13 @@ from dashboard import bundles
 from dashboard.edit_history import history_table, zip_session
 from dashboard.facts_report import answer_html, answer_table, say_score
 from nmke.edit import Edit, WeightPatch
-from nmke.errors import SessionError
+from nmke.errors import ResourceError, SessionError
 from nmke.methods import methods
 from nmke.methods.nmke import NMKE
 from nmke.session import EditSession
 from tests.app.working_app import FACTS, TEXT, open_page, said, state_of, wait
 from tests.tiny import make_tiny_llama
+from tests.tiny_encoder import make_tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,8 @@ def page(folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = tmp_path / "text.txt"
     text.write_text("\n".join([TEXT] * 60), encoding="utf-8")
     monkeypatch.setattr("nmke.texts.default_corpus", lambda progress: text)
+    encoder = make_tiny_encoder(tmp_path / "encoder")
+    monkeypatch.setattr("nmke.encoder.fetch_encoder", lambda name, progress: encoder)
     return open_page("edit", folder)
 
 
@@ -88,7 +91,11 @@ def test_every_other_method_has_its_form_and_applies_from_it(page: AppTest, name
     assert _session(page).version == 1
     table = history_table(_session(page))
     assert table["method"].tolist() == [methods()[name].title]
-    assert table["layers"][0] and table["seconds"][0] > 0
+    assert table["seconds"][0] > 0
+    if name == "nse" and not _session(page).edits[0].patches:
+        assert "It changed nothing" in said(page)  # its bound is for models whose outputs are larger
+        return
+    assert table["layers"][0]
 
 
 def test_an_edit_is_applied_and_shown_before_and_after(edited: AppTest) -> None:
@@ -109,6 +116,41 @@ def test_an_edit_is_applied_and_shown_before_and_after(edited: AppTest) -> None:
     assert changes["neurons"].tolist() == [patch.neurons for patch in _session(edited).edits[0].patches]
     assert "Null space kept:" in said(edited)
     assert not edited.error
+
+
+def test_an_edit_that_is_text_in_front_is_shown_as_that_text(page: AppTest) -> None:
+    page.selectbox(key="edit.method").set_value("ike").run()
+    page.button(key="edit.apply").click().run()
+    page = wait(page)
+    assert "It changed no weight: the edit is a set of demonstrations" in said(page)
+    (shown,) = [each.value for each in page.code if "New Fact:" in each.value]
+    assert shown.endswith("Prompt: ▸The capital of France is")
+    assert "New Fact: The capital of France is Rome\nPrompt: The capital of France is Rome" in shown
+    session = _session(page)
+    assert session.prompt is not None and session.prompt.front(FACTS[0].prompt) in shown
+    report = state_of(page).settings["edit.results"][session.digest].reports[0]
+    assert report.before.new.log_probability != report.after.new.log_probability
+    assert history_table(session)["layers"].tolist() == ["none (text in front)"]
+    assert "tokens in front" in said(page) and not page.error
+    page.button(key="edit.verify").click().run()
+    assert "the same in every bit" in page.success[0].value
+    page.button(key="edit.undo").click().run()
+    assert not any("New Fact:" in each.value for each in page.code)
+
+
+def test_an_edit_whose_encoder_is_gone_says_so_instead_of_its_text(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str, progress: object) -> Path:
+        raise ResourceError("The sentence encoder is not here.", "Fetch it again.")
+
+    page.selectbox(key="edit.method").set_value("serac").run()
+    page.button(key="edit.apply").click().run()
+    page = wait(page)
+    monkeypatch.setattr("nmke.encoder.fetch_encoder", gone)
+    page.run()
+    assert not page.exception
+    assert any("The sentence encoder is not here" in error.value for error in page.error)
 
 
 def test_undo_says_that_it_was_exact_and_redo_brings_the_edit_back(edited: AppTest) -> None:

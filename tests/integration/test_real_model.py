@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nmke.errors import ResourceError
 from nmke.examples import builtin_facts
 from nmke.loading import LoadedModel
 from nmke.methods import methods
@@ -41,7 +42,10 @@ def test_the_targets_probability_rises_and_undo_is_exact(name: str, smollm2: Loa
         pytest.skip("train the editor first: nmke train mend --model smollm2-135m --data zsre_train.jsonl")
     loaded = [parameter.detach().clone() for parameter in smollm2.bridge.parameters()]
     session = EditSession(smollm2)
-    session.apply(methods()[name].plan(session, [fact], config, Silent()))
+    try:
+        session.apply(methods()[name].plan(session, [fact], config, Silent()))
+    except ResourceError as problem:
+        pytest.skip(f"what the method needs cannot be fetched here: {problem}")
     before, after = answer_all(smollm2, [(fact.prompt, fact.target_new)])[0], None
     with session.active():
         after = answer_all(smollm2, [(fact.prompt, fact.target_new)])[0]

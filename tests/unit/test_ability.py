@@ -43,6 +43,7 @@ from nmke.loading import LoadedModel
 from nmke.progress import Progress
 from nmke.session import EditSession
 from tests.ability_data import ROWS, write_data
+from tests.prompt_patches import edit_of, note
 
 SHORT: dict[str, Any] = {"most_tokens": 6}
 
@@ -139,6 +140,28 @@ def test_held_neurons_count(tiny: LoadedModel, data: Path) -> None:
         held["choices_logp"], expected["choices_logp"], loaded["choices_logp"], strict=True
     ):
         assert one == pytest.approx(other, abs=1e-4) and one != pytest.approx(before, abs=1e-3)
+
+
+def test_what_stands_in_front_is_read_before_every_question(tiny: LoadedModel, data: Path) -> None:
+    front = "A cat says meow.\n"
+    session, config = EditSession(tiny), AbilityConfig(subjects=("anatomy",), limit=2)
+    session.apply(edit_of(note(front)))
+    with session.active():
+        samples = judge_abilities(tiny, config, state_of(session), data).samples
+    for row in samples.itertuples():
+        ids = torch.tensor([tiny.tokenizer(front).input_ids + tiny.tokenizer(row.prompt).input_ids])
+        byhand = [_chain(tiny, ids, tiny.tokenizer(f" {letter}").input_ids) for letter in "ABCD"]
+        assert row.choices_logp == pytest.approx(byhand, abs=2e-4)
+
+
+def test_answers_are_written_behind_what_stands_in_front(llama: LoadedModel, data: Path) -> None:
+    session, config = EditSession(llama), AbilityConfig(tasks=("gsm8k",), gsm8k_fewshot=0, **SHORT)
+    session.apply(edit_of(note("woof " * 20)))
+    with session.active():
+        samples = judge_abilities(llama, config, state_of(session), data).samples
+        written = llama.generate(samples["prompt"].tolist(), 6)
+    assert all(alone.startswith(answer) for alone, answer in zip(written, samples["answer"], strict=True))
+    assert written != llama.generate(samples["prompt"].tolist(), 6)
 
 
 def test_the_harness_own_loop_gives_the_same_answers(llama: LoadedModel, data: Path) -> None:

@@ -3,10 +3,13 @@
 import pytest
 
 from nmke.errors import Cancelled, EditError
-from nmke.inference_cost import measure_cost, parameter_growth
+from nmke.inference_cost import PromptCost, measure_cost, parameter_growth
 from nmke.loading import LoadedModel
 from nmke.progress import Progress
 from nmke.session import EditSession
+from nmke.tokens import encode
+from tests.prompt_patches import edit_of as prompt_edit
+from tests.prompt_patches import note
 from tests.unit.test_modules import TEXTS, edit_of, shift
 
 
@@ -74,3 +77,26 @@ def test_a_cancel_leaves_the_model_as_it_was(llama: LoadedModel) -> None:
         measure_cost(session, TEXTS, progress=Cancels())
     assert session.digest == before
     assert not llama._modules
+
+
+def test_text_in_front_is_counted_in_numbers_and_in_tokens(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, patch = EditSession(tiny), note("A cat says meow.\n", word="capital")
+    monkeypatch.setattr(type(patch), "helper_parameters", lambda self: 100)
+    session.apply(prompt_edit(patch))
+    cost = measure_cost(session, ["The capital of France is", "A dog says"], pairs=2)
+    ids = encode(tiny.tokenizer, "A cat says meow.\n")
+    assert cost.prompt == PromptCost("test note", 3, 100, len(ids) / 2)
+    assert cost.extra_parameters == 103 and cost.modules == {}
+    assert cost.growth == (103,)
+    assert cost.to_dict()["prompt"]["tokens"] == len(ids) / 2
+
+
+def test_parameters_grow_with_what_each_edit_puts_in_front(llama: LoadedModel) -> None:
+    session = EditSession(llama)
+    for text in ("You.", "I."):
+        session.apply(prompt_edit(note(text)))
+    module = shift(llama)
+    session.apply(edit_of(module))
+    assert parameter_growth(session) == (3, 3, 3 + module.n_parameters)
