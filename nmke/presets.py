@@ -83,6 +83,12 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 1.00, P(target) "
             "0.93, paraphrases 0.31, locality 0.54. The authors' values. benchmarks/presets.md.",
         ),
+        ("ike", *_SMOLLM2_135M): _Verified(
+            {"k": 0},
+            "SmolLM2-135M-Instruct, CounterFact facts 51 to 58, each edited alone: reliability 1.00, P(target) 0.77, "
+            "paraphrases 0.60, locality 0.35. The authors' 32 demonstrations distract a model of this size: 0.94, "
+            "0.67, 0.48 and 0.38. benchmarks/presets.md.",
+        ),
         ("serac", *_SMOLLM2_135M): _Verified(
             {"threshold": 0.1},
             "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 0.96, P(target) 0.76, "
