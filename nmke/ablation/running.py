@@ -24,7 +24,7 @@ from nmke.ablation.config import AblationConfig
 from nmke.ablation.files import AnswerFolder
 from nmke.ablation.results import AblationResults
 from nmke.ablation.sets import NeuronSet
-from nmke.answers import WINDOW, Answered, EarlyLayers, answer_questions
+from nmke.answers import WINDOW, Answered, EarlyLayers, answer_questions, require_questions_fit
 from nmke.errors import AblationError, SessionError
 from nmke.model import POST, EditableModel, Held
 from nmke.progress import Progress, Silent
@@ -60,6 +60,7 @@ def run_ablation(
 
     Raises:
         AblationError: no sets, a set of another model, or one too large for random controls.
+        QuestionError: a question does not fit the model's context.
         SessionError: the session's edits were changed meanwhile, or the folder is of another ablation or in use.
         Cancelled: from ``progress``; the answers up to the few questions at work stay in the folder.
     """
@@ -68,6 +69,8 @@ def run_ablation(
         raise AblationError("No neurons are chosen.", "Choose a role, or name neurons.")
     model = session.model
     model.require_conformance()
+    # All of them before the first is answered: they are asked a few at a time.
+    require_questions_fit(model, questions.questions, config.answers)
     conditions = conditions_of(model, sets, config)
     work = _Work(session, questions, conditions, config, progress, on_answered)
     if folder is None:
@@ -189,10 +192,9 @@ class _Work:
         if missing[0].kind != NONE and _worth_keeping(early.begins, missing, self.model.n_layers):
             self._answer(self.conditions[0], start, stop, early, tell=False)
         for condition in missing:
-            if len(self.known[condition.key]) >= stop:
-                self._tell_kept(
-                    condition, self.known[condition.key][start:]
-                )  # the same neurons by another name
+            known = self.known[condition.key]
+            if len(known) >= stop:  # the same neurons by another name
+                self._tell_kept(condition, known[start:])
                 continue
             if self.config.how == "mean" and not self.means and condition.kind != NONE:
                 self.means = self._means()
@@ -200,7 +202,7 @@ class _Work:
             found = self._answer(condition, start, stop, early)
             took = time.perf_counter() - began
             self.seconds[condition.name] = self.seconds.get(condition.name, 0.0) + took
-            self.known[condition.key] = [*self.known[condition.key][:start], *found]
+            self.known[condition.key] = [*known[:start], *found]
             yield condition
 
     def about(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@
 
 from nmke.answers.early import EarlyLayers
 from nmke.answers.items import FORMULAS, SCORES, Answered, AnswersConfig, Score
-from nmke.answers.scoring import WINDOW, answer_questions, too_long
+from nmke.answers.scoring import WINDOW, answer_questions, require_questions_fit, too_long
 from nmke.answers.summary import accuracy, beats_chance, mean_loss, summarise
 from nmke.answers.written import recognise
 
@@ -25,6 +25,7 @@ __all__ = [
     "beats_chance",
     "mean_loss",
     "recognise",
+    "require_questions_fit",
     "summarise",
     "too_long",
 ]

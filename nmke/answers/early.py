@@ -47,7 +47,8 @@ class EarlyLayers:
 
     def __init__(self, model: EditableModel, begins: Sequence[int]) -> None:
         self.model = model
-        self.begins = tuple(sorted({layer for layer in begins if layer > 0})) if can_skip(model) else ()
+        wanted = tuple(sorted({layer for layer in begins if layer > 0}))
+        self.begins = wanted if wanted and can_skip(model) else ()
         self.reused = 0  #: passes that began later than at the first layer
         self._kept: dict[str, _Kept] = {}
         self._begin = 0

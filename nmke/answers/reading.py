@@ -5,6 +5,7 @@ again. Everything runs through the model as it stands, with whatever weights, mo
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -88,7 +89,6 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 def _read(model: EditableModel, batch: Batch, past: Past | None, early: EarlyLayers | None = None) -> Reading:
     """Read a batch; the past, where there is one, is extended in place."""
-    early = early or EarlyLayers(model, ())
     kept: list[Tensor] = []
 
     def keep(value: Tensor, hook: Any) -> None:
@@ -100,7 +100,7 @@ def _read(model: EditableModel, batch: Batch, past: Past | None, early: EarlyLay
     with (
         model.lock,
         model.bridge.hooks(fwd_hooks=[("ln_final.hook_out", keep)]),
-        early.around(batch, past) as one,
+        nullcontext() if early is None else early.around(batch, past) as one,
     ):
         out = model.bridge.original_model(
             batch.ids.to(device),
@@ -110,8 +110,10 @@ def _read(model: EditableModel, batch: Batch, past: Past | None, early: EarlyLay
             use_cache=True,
             logits_to_keep=1,
         )
-        one.done(out.past_key_values)
-    return Reading(kept[0], out.logits[:, -1].float(), Past(out.past_key_values, mask, one.key))
+        if one is not None:
+            one.done(out.past_key_values)
+    key = "" if one is None else one.key
+    return Reading(kept[0], out.logits[:, -1].float(), Past(out.past_key_values, mask, key))
 
 
 def choose(past: Past, rows: Sequence[int]) -> Past:

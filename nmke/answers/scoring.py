@@ -60,7 +60,7 @@ def answer_questions(
         Cancelled: from ``progress``, between batches; answers that were told stay told.
     """
     config, progress = config or AnswersConfig(), progress or Silent()
-    _require_fits(model, questions, config)
+    require_questions_fit(model, questions, config)
     done: list[Answered] = []
     with model.lock:  # what is active now stays so for all questions
         for start in range(0, len(questions), WINDOW):
@@ -297,7 +297,12 @@ def _needs(
     return found
 
 
-def _require_fits(model: EditableModel, questions: Sequence[Question], config: AnswersConfig) -> None:
+def require_questions_fit(model: EditableModel, questions: Sequence[Question], config: AnswersConfig) -> None:
+    """Refuse questions whose prompt and options the model cannot read at once.
+
+    Raises:
+        QuestionError: naming the first one.
+    """
     long = [
         (question, need) for question, need in _needs(model, questions, config) if need > model.context_length
     ]

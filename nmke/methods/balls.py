@@ -22,7 +22,7 @@ behind remembered ones; a token outside of all balls keeps the layer's own outpu
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +33,6 @@ from nmke.methods.wise_training import Lesson
 from nmke.model import MLP_OUT, POST, EditableModel
 from nmke.modules import ModulePatch
 from nmke.progress import Progress
-from nmke.session import EditSession
 from nmke.tokens import Batch
 
 CENTERS, RADII, LABELS = "centers", "radii", "labels"
@@ -47,7 +46,6 @@ _PRODUCT_ERROR = 1e-4
 NONE = -1
 
 Move = Literal["added", "kept", "grown", "split", "replaced"]
-Kind = TypeVar("Kind", bound=ModulePatch)
 
 
 @dataclass(frozen=True)
@@ -204,21 +202,6 @@ def _bare(lesson: Lesson) -> Batch:
 def _predicting(lesson: Lesson) -> tuple[Tensor, Tensor]:
     rows, positions = lesson.places
     return rows[:1], positions[:1]
-
-
-def module_at(session: EditSession, layer: int, kind: type[Kind]) -> Kind | None:
-    """What the session has beside a layer's down projection, if it is of that kind.
-
-    Raises:
-        EditError: another method's module stands there.
-    """
-    there = session.modules.get(layer)
-    if there is not None and not isinstance(there, kind):
-        raise EditError(
-            f"Layer {layer} already has a {there.kind} beside its down projection.",
-            "Choose another layer, or undo those edits first.",
-        )
-    return there
 
 
 def descend(

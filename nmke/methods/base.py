@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from nmke.config import Config
 from nmke.edit import Edit
 from nmke.errors import ConfigError, EditError
 from nmke.facts import Fact
+from nmke.modules import ModulePatch
 from nmke.progress import Progress
 from nmke.session import EditSession
+
+Kind = TypeVar("Kind", bound=ModulePatch)
 
 
 class Method(ABC):
@@ -72,6 +75,21 @@ class Method(ABC):
     def guess(self, n_layers: int) -> Mapping[str, Any]:
         """Settings that depend on a model's depth, for models the method was not measured on."""
         return {}
+
+
+def module_at(session: EditSession, layer: int, kind: type[Kind]) -> Kind | None:
+    """What the session has beside a layer's down projection, if it is of that kind.
+
+    Raises:
+        EditError: another method's module stands there.
+    """
+    there = session.modules.get(layer)
+    if there is not None and not isinstance(there, kind):
+        raise EditError(
+            f"Layer {layer} already has a {there.kind} beside its down projection.",
+            "Choose another layer, or undo those edits first.",
+        )
+    return there
 
 
 def _facts(count: int) -> str:

@@ -42,11 +42,10 @@ from nmke.methods.balls import (
     Placement,
     check,
     descend,
-    module_at,
     read_tokens,
     rounding_of,
 )
-from nmke.methods.base import Method
+from nmke.methods.base import Method, module_at
 from nmke.methods.closed_form import Stopwatch
 from nmke.methods.side_memory import mixed_seed
 from nmke.methods.wise_training import Forward, Lesson

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from nmke.config import Config
 from nmke.edit import Edit
 from nmke.facts import Fact
-from nmke.methods.balls import check, descend, module_at, read_tokens, rounding_of
-from nmke.methods.base import Method
+from nmke.methods.balls import check, descend, read_tokens, rounding_of
+from nmke.methods.base import Method, module_at
 from nmke.methods.closed_form import Stopwatch
 from nmke.methods.dynamic_lora import DynamicLoRA, empty_lora
 from nmke.methods.side_memory import mixed_seed

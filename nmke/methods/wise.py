@@ -30,9 +30,8 @@ import torch
 
 from nmke.contexts import context_templates
 from nmke.edit import Edit
-from nmke.errors import EditError
 from nmke.facts import Fact
-from nmke.methods.base import Method
+from nmke.methods.base import Method, module_at
 from nmke.methods.closed_form import Stopwatch
 from nmke.methods.side_memory import (
     SideMemory,
@@ -66,7 +65,7 @@ class WISE(Method):
     ) -> Edit:
         model, (fact,), watch = session.model, facts, Stopwatch()
         (layer,) = model.check_layers([config.layer])
-        before = side_memory_of(session, layer)
+        before = module_at(session, layer, SideMemory)
         with watch.stage("total"):
             templates = context_templates(model, config.context_seed, progress)
             require_fits(model.tokenizer, fact, model.context_length, templates)
@@ -106,18 +105,3 @@ class WISE(Method):
                 "templates": list(templates),
             },
         )
-
-
-def side_memory_of(session: EditSession, layer: int) -> SideMemory | None:
-    """The side memory the session has at a layer.
-
-    Raises:
-        EditError: another method's module stands there.
-    """
-    there = session.modules.get(layer)
-    if there is not None and not isinstance(there, SideMemory):
-        raise EditError(
-            f"Layer {layer} already has a {there.kind} beside its down projection.",
-            "Choose another layer, or undo those edits first.",
-        )
-    return there

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def temporary() -> Iterator[Path]:
         yield Path(folder)
 
 
-class Once(Progress):
+class Once(Progress, ABC):
     """Does something at the first report after which a run's checkpoint has reached the driver."""
 
     def __init__(self, folder: Path) -> None:
@@ -61,8 +62,9 @@ class Once(Progress):
         """Whether the moment has come."""
         return True
 
+    @abstractmethod
     def act_once(self) -> None:
-        raise NotImplementedError
+        """What it does."""
 
 
 def events_of(folder: Path, name: str) -> str:

@@ -29,7 +29,14 @@ from nmke.ablation import (
 )
 from nmke.answers import Answered, AnswersConfig, EarlyLayers, answer_questions
 from nmke.attribution import AttributionConfig, Prompt, attribute
-from nmke.errors import AblationError, Cancelled, ModelError, ResourceError, SessionError
+from nmke.errors import (
+    AblationError,
+    Cancelled,
+    ModelError,
+    QuestionError,
+    ResourceError,
+    SessionError,
+)
 from nmke.loading import LoadedModel
 from nmke.masks import build_mask
 from nmke.model import POST, Held
@@ -524,6 +531,24 @@ def test_a_pass_that_begins_late_leaves_the_model_as_it_was(pristine: LoadedMode
     assert early.reused > 0
     assert torch.equal(logits(pristine), before)
     assert all("forward" not in vars(block) for block in pristine.bridge.blocks)
+
+
+def test_a_question_that_does_not_fit_is_refused_before_any_is_answered(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmke.ablation.running.WINDOW", 2)
+    long = Question("long/1", "college_biology", "woof " * 2000, ("Paris", "Rome", "the boat", "woof"), 0)
+    asked = QuestionSet((*QUESTIONS.questions, long), "a test")
+    told: list[str] = []
+    with pytest.raises(QuestionError, match="long/1"):
+        run_ablation(
+            EditSession(llama),
+            asked,
+            [by_hand(llama, "1:1")],
+            QUICK,
+            on_answered=lambda condition, answered: told.append(answered.question),
+        )
+    assert told == []
 
 
 def test_a_layer_that_was_not_prepared_is_no_place_to_begin(pristine: LoadedModel) -> None:
