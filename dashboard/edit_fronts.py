@@ -28,7 +28,10 @@ def show(session: "EditSession") -> None:
         return
     with st.expander(f"In front of “{fact.prompt}”", expanded=True):
         if front:
-            st.code(f"{front}▸{fact.prompt}", language=None, wrap_lines=True, height=320)
+            shown = f"{front}▸{fact.prompt}"
+            # Many demonstrations scroll; a few lines need no empty box around them.
+            high = 320 if shown.count("\n") > 12 else "content"
+            st.code(shown, language=None, wrap_lines=True, height=high)
         else:
             st.info("Nothing stands in front of this prompt: it is outside of the scope of every edit.")
     counted = f"{told[0]:,} tokens in front. " if told and front else ""
