@@ -30,8 +30,10 @@ def show(session: "EditSession") -> None:
         if front:
             shown = f"{front}▸{fact.prompt}"
             # Many demonstrations scroll; a few lines need no empty box around them.
-            high = 320 if shown.count("\n") > 12 else "content"
-            st.code(shown, language=None, wrap_lines=True, height=high)
+            if shown.count("\n") > 12:
+                st.code(shown, language=None, wrap_lines=True, height=320)
+            else:
+                st.code(shown, language=None, wrap_lines=True)
         else:
             st.info("Nothing stands in front of this prompt: it is outside of the scope of every edit.")
     counted = f"{told[0]:,} tokens in front. " if told and front else ""
