@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 SIZES = {"1440x900": (1440, 900), "1024x768": (1024, 768)}
 #: Milliseconds for loading, fetching and editing on a slow machine.
@@ -50,8 +50,27 @@ def sidebar(page: Page) -> Locator:
 
 def choose(page: Page, label: str, option: str) -> None:
     """Choose from a select box by a part of the option's words."""
-    page.get_by_test_id("stSelectbox").filter(has_text=label).locator("input").click()
-    page.get_by_role("option").filter(has_text=option).first.click()
+    pick(page, page.get_by_test_id("stSelectbox").filter(has_text=label).first, option)
+
+
+def pick(page: Page, box: Locator, option: str) -> None:
+    """Open this select box and take an option by a part of its words.
+
+    An open list closes when the page scrolls, as it does while charts below still grow: then it is opened again.
+    """
+    wanted = page.get_by_role("option").filter(has_text=option).first
+    box.scroll_into_view_if_needed()
+    settled(page)
+    for _ in range(5):
+        try:
+            box.locator("input").click()
+            wanted.click(timeout=5_000)
+            break
+        except TimeoutError:
+            page.keyboard.press("Escape")
+            settled(page)
+    else:
+        wanted.click()
     settled(page)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.steps import LONG, USUAL, button, go, no_errors, settled, shoot
+from tests.browser.steps import LONG, USUAL, button, go, no_errors, pick, settled, shoot
 from tests.tiny import make_tiny_llama
 from tests.unit.test_ablation import QUESTIONS
 
@@ -45,11 +45,7 @@ def test_neurons_are_switched_off_and_the_bars_fill(visit: Page, folder: Path) -
     main.locator("summary").filter(has_text="Questions").first.click()
     settled(visit)
     box = main.get_by_test_id("stSelectbox").filter(has_text="Questions").first
-    box.scroll_into_view_if_needed()  # a list that is open closes when the page scrolls
-    settled(visit)
-    box.locator("input").click()
-    visit.get_by_role("option").filter(has_text="a file of mine").first.click()
-    settled(visit)
+    pick(visit, box, "a file of mine")
     visit.locator("input[type=file]").first.set_input_files(folder / "questions.jsonl")
     settled(visit)
     expect(main.get_by_text("High school biology").first).to_be_visible(timeout=USUAL)
