@@ -62,8 +62,14 @@ def read_prompts(
     """Read prompts and keep their keys and values.
 
     What all of them begin with is read once, and ``final`` has the positions after that; with ``whole`` it has all.
+    A prompt patch in force stands in front of each, and ``final`` has the positions of the prompts themselves.
     """
     fill = pad_id(model.tokenizer)
+    with model.lock:
+        if model.fronts is not None:
+            batch, past = model.fronts.before(pad(rows, fill).left_padded(fill))
+            with model.without_fronts():
+                return _read(model, batch, past, early)
     common = min(shared_length(rows[0], row) for row in rows)
     common = min(common, min(map(len, rows)) - 1)  # each keeps a token of its own
     if whole or len(rows) == 1 or common < _WORTH_SHARING:
