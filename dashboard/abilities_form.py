@@ -123,7 +123,8 @@ def _add_bundle(model: "LoadedModel") -> None:
         "Folder or zip file",
         key="abilities.bundle",
         placeholder="/path/to/edits",
-        help="A folder or zip file that edits were saved to, on the machine this page runs on.",
+        help="A folder or zip file that edits were saved to, or the folder of a lifelong run (of which each entrant is "
+        "then offered), on the machine this page runs on.",
     )
     data = st.file_uploader(
         "or a zip file of your own",
@@ -139,11 +140,11 @@ def _add_bundle(model: "LoadedModel") -> None:
         return
     with frame.guard("Reading the edits"):
         if path.strip():
-            choice = work.read_choice(model, path.strip())
+            choices = work.read_choices(model, path.strip())
         else:
             assert data is not None
-            choice = work.from_zip(model, data.getvalue(), Path(data.name).stem)
-        _offer(model, [choice])
+            choices = [work.from_zip(model, data.getvalue(), Path(data.name).stem)]
+        _offer(model, choices)
 
 
 def _offer(model: "LoadedModel", choices: Sequence[work.Choice]) -> None:

@@ -15,6 +15,7 @@ from nmke.progress import Progress
 if TYPE_CHECKING:
     from nmke.ablation import AblationResults, NeuronSet
     from nmke.edit import Edit
+    from nmke.lifelong.saved import SavedRun
     from nmke.loading import LoadedModel
     from nmke.prompting import PromptPatch
     from nmke.session import EditSession
@@ -40,16 +41,18 @@ class Choice:
         edits: what is written in, in order.
         matrices, modules, prompt: the session's state where it is in memory already, so that no edit is applied again.
         neurons: what is switched off.
+        run: an entrant of a lifelong run, opened while it is measured.
     """
 
     key: str
-    kind: Literal["loaded", "session", "bundle", "neurons"]
+    kind: Literal["loaded", "session", "bundle", "run", "neurons"]
     label: str
     edits: "tuple[Edit, ...]" = ()
     matrices: Mapping[int, Any] | None = None
     modules: Mapping[int, Any] = field(default_factory=dict)
     neurons: "NeuronSet | None" = None
     prompt: "PromptPatch | None" = None
+    run: "SavedRun | None" = None
 
 
 @dataclass
@@ -80,21 +83,33 @@ def of_session(session: "EditSession") -> Choice | None:
     )
 
 
-def read_choice(model: "LoadedModel", path: str) -> Choice:
-    """Edits saved on disk, as a folder or as the zip file of the Edit page.
+def read_choices(model: "LoadedModel", path: str) -> list[Choice]:
+    """Edits saved on disk: a folder, the zip file of the Edit page, or each entrant of a lifelong run.
 
     Raises:
         SessionError: nothing there, damaged, or made for another model.
     """
+    from nmke.lifelong.saved import is_run, saved_runs
+
     place = Path(path).expanduser()
     if place.is_file():
-        return from_zip(model, place.read_bytes(), place.stem)
+        return [from_zip(model, place.read_bytes(), place.stem)]
+    if is_run(place):
+        return [
+            Choice(f"run:{run.digest}", "run", f"{run.label} (run {_whole(run).name})", run=run)
+            for run in saved_runs(model, place)
+        ]
     if not place.is_dir():
         raise SessionError(
             f"There is no folder or file {place}.",
-            "Name the folder or the zip file that edits were saved to.",
+            "Name the folder or the zip file that edits were saved to, or the folder of a lifelong run.",
         )
-    return _of_bundle(model, place, place.name)
+    return [_of_bundle(model, place, place.name)]
+
+
+def _whole(run: "SavedRun") -> Path:
+    """The folder of the run that an entrant's belongs to."""
+    return run.folder.parent.parent
 
 
 def from_zip(model: "LoadedModel", data: bytes, name: str) -> Choice:
@@ -186,7 +201,10 @@ def opened(model: "LoadedModel", choice: Choice, progress: Progress) -> Iterator
     from nmke.ability import state_of
     from nmke.session import EditSession
 
-    if choice.matrices is not None:
+    if choice.run is not None:
+        progress.update(f"opening {choice.label}", 0, None)
+        session = choice.run.open(model)
+    elif choice.matrices is not None:
         session = EditSession.restored(model, choice.edits, choice.matrices, choice.modules, choice.prompt)
     else:
         session = EditSession(model)

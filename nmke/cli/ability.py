@@ -1,7 +1,7 @@
 """``nmke ability``: how much a model can still do, before and after edits, by public benchmarks."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,8 @@ from nmke.cli.terminal import TerminalProgress, note, say, warn
 
 if TYPE_CHECKING:
     from nmke.ability import AbilityReport
+    from nmke.loading import LoadedModel
+    from nmke.session import EditSession
 
 
 def ability(
@@ -26,7 +28,13 @@ def ability(
     ] = "mmlu",
     model: ModelOption = "smollm2-135m",
     edits: Annotated[
-        Path | None, typer.Option("--edits", "-e", help="A bundle of edits; without, the model as loaded.")
+        Path | None,
+        typer.Option(
+            "--edits",
+            "-e",
+            help="Folder of saved edits, or of a lifelong run (of one entrant in it, where there are several); "
+            "without, the model as loaded.",
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -103,22 +111,34 @@ def ability(
         about: dict = {"model": model_record(loaded), "edits": None, "config": config.model_dump(mode="json")}
         session = EditSession(loaded)
         if edits is not None:
-            from nmke.bundle import load_session
-
-            session, exact = load_session(loaded, edits)
-            about["edits"] = {
-                "bundle": edits.name,
-                "count": session.version,
-                "digest": session.digest,
-                "bit_identical": exact,
-            }
-            if not exact:
+            session, about["edits"] = _open_edits(loaded, edits)
+            if not about["edits"]["bit_identical"]:
                 warn("The edited weights differ in the last bit from those that were saved.")
         with session.active():
             report = judge_abilities(loaded, config, state_of(session), data, progress)
         save_report(report, out, about)
     _tell(report)
     say(str(out / "summary.json"))
+
+
+def _open_edits(model: "LoadedModel", folder: Path) -> "tuple[EditSession, dict[str, Any]]":
+    from nmke.bundle import load_session
+    from nmke.lifelong.saved import is_run, only_run
+
+    if is_run(folder):
+        run = only_run(model, folder)
+        # A checkpoint that does not give its bits is refused.
+        session, exact, name = run.open(model), True, run.label
+    else:
+        session, exact = load_session(model, folder)
+        name = folder.name
+    about = {
+        "bundle": name,
+        "count": session.version,
+        "digest": session.digest,
+        "bit_identical": exact,
+    }
+    return session, about
 
 
 def _names(text: str) -> tuple[str, ...]:

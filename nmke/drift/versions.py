@@ -13,9 +13,7 @@ from torch import Tensor
 from nmke.bundle import load_session
 from nmke.edit import Edit
 from nmke.errors import DriftError, SessionError
-from nmke.lifelong.checkpoint import load_checkpoint
-from nmke.lifelong.files import CHECKPOINT, SPEC, run_folder
-from nmke.lifelong.starting import read_spec, require_same_model
+from nmke.lifelong.saved import SavedRun, is_run, saved_runs
 from nmke.loading import LoadedModel
 from nmke.model import EditableModel
 from nmke.progress import Progress, Silent
@@ -94,15 +92,13 @@ def open_versions(
     """The versions a folder holds: one of a saved bundle, one per run of a lifelong benchmark (or the one run's).
 
     Raises:
-        SessionError: neither of them, damaged, or made with another model.
+        SessionError: neither of them, damaged, made with another model, or a run without a checkpoint.
         DriftError: it holds no edits.
     """
     progress = progress or Silent()
     progress.update(f"opening {folder.name}", 0, None)
-    if (folder / SPEC).is_file():
-        return _of_run(model, folder, progress)
-    if (folder / CHECKPOINT).is_file() and (folder.parent.parent / SPEC).is_file():
-        return _of_run(model, folder.parent.parent, progress, only=folder.name)
+    if is_run(folder):
+        return _of_runs(model, saved_runs(model, folder), progress)
     if not folder.is_dir():
         raise SessionError(
             f"There is no folder {folder}.", "Name a folder of saved edits, or of a lifelong run."
@@ -203,30 +199,11 @@ def _masks(edits: Sequence[Edit]) -> dict[int, Tensor]:
     return masks
 
 
-def _of_run(
-    model: LoadedModel, folder: Path, progress: Progress, only: str | None = None
-) -> tuple[Version, ...]:
-    """One version per run whose checkpoint is there."""
-    spec = read_spec(folder)
-    require_same_model(spec, model)
-    runs = [(entrant.label, seed) for entrant in spec.entrants for seed in spec.config.seeds]
+def _of_runs(model: LoadedModel, runs: Sequence[SavedRun], progress: Progress) -> tuple[Version, ...]:
     found = []
-    for done, (label, seed) in enumerate(runs):
-        progress.update("opening checkpoints", done, len(runs), label)
-        place = run_folder(folder, label, seed)
-        if only is not None and place.name != only:
-            continue
-        facts = [spec.facts[index] for index in spec.orders()[seed]]
-        saved = load_checkpoint(model, place / CHECKPOINT, facts)
-        if saved is not None and saved.session.version:
-            named = label if len(spec.config.seeds) == 1 else f"{label}, seed {seed}"
-            title = f"{named}, {saved.position} fact{'s' if saved.position != 1 else ''}"
-            found.append(version_of(saved.session, label=title))
-    if not found:
-        raise DriftError(
-            f"The run {folder.name} has no checkpoint with edits.",
-            "Let the run go on until it saved one.",
-        )
+    for done, run in enumerate(runs):
+        progress.update("opening checkpoints", done, len(runs), run.label)
+        found.append(version_of(run.open(model), label=run.label))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from nmke.store import plain, written_atomically
 
 _RECORD = "record"
 _TURNED = ".T"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,22 @@ def save_checkpoint(session: EditSession, position: int, path: Path) -> None:
             os.fsync(file.fileno())
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself (``position``, ``digest``), without its matrices; None where there is none.
+
+    Raises:
+        SessionError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            record: dict[str, Any] = json.loads(bytes(file.get_tensor(_RECORD).tolist()))
+        return {"position": int(record["position"]), "digest": str(record["digest"])}
+    except _DAMAGED as problem:
+        raise _damaged(path, problem) from problem
+
+
 def load_checkpoint(model: EditableModel, path: Path, facts: Sequence[Fact]) -> Checkpoint | None:
     """The session that :func:`save_checkpoint` wrote, its edits settled; None where there is none.
 
@@ -126,11 +143,8 @@ def load_checkpoint(model: EditableModel, path: Path, facts: Sequence[Fact]) -> 
             prompt = load_prompt(saved["kind"], own, saved["settings"])
         masters = {layer: _take(tensors, f"master.{layer}", model) for layer in record["masters"]}
         edits = _edits(record, tensors, facts, model)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
-        raise SessionError(
-            f"The checkpoint of {path.parent.name} is damaged ({type(problem).__name__}).",
-            f"Remove the folder {path.parent.name} and run it again.",
-        ) from problem
+    except _DAMAGED as problem:
+        raise _damaged(path, problem) from problem
     session = EditSession.restored(model, edits, masters, modules, prompt)
     if session.digest != record["digest"]:
         raise SessionError(
@@ -138,6 +152,13 @@ def load_checkpoint(model: EditableModel, path: Path, facts: Sequence[Fact]) -> 
             f"Remove the folder {path.parent.name} and run it again.",
         )
     return Checkpoint(session, record["position"])
+
+
+def _damaged(path: Path, problem: Exception) -> SessionError:
+    return SessionError(
+        f"The checkpoint of {path.parent.name} is damaged ({type(problem).__name__}).",
+        f"Remove the folder {path.parent.name} and run it again.",
+    )
 
 
 def _edits(

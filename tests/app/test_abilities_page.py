@@ -28,6 +28,7 @@ from nmke.answers import AnswersConfig
 from nmke.edit import Edit, WeightPatch
 from nmke.errors import Cancelled, ResourceError
 from nmke.intervals import wilson
+from nmke.lifelong.saved import saved_runs
 from nmke.model import MLP_OUT, POST
 from nmke.progress import Progress, Silent
 from nmke.questions import Question, QuestionSet
@@ -316,6 +317,21 @@ def test_saved_edits_come_as_a_zip_file_too(page: AppTest, saved: Path, tmp_path
     (tmp_path / "mine.zip").write_bytes(buffer.getvalue())
     assert _add(page, tmp_path / "mine.zip") == ""
     assert page.multiselect(key="abilities.compared").options == ["mine (1 fact)"]
+
+
+def test_every_entrant_of_a_lifelong_run_is_offered_and_computes_as_its_checkpoint(
+    page: AppTest, folder: Path, tmp_path: Path, judged: list[Any]
+) -> None:
+    from tests.finished_run import finish_run
+
+    run = finish_run(tmp_path / "mine", folder, seeds=(0,))
+    assert _add(page, run) == ""
+    offered = page.multiselect(key="abilities.compared").options
+    assert offered == ["ROME, 2 facts (run mine)", "FT-M, 2 facts (run mine)"]
+    digests = [one.digest for one in saved_runs(_session(page).model, run)]
+    page.session_state["abilities.compared"] = [f"run:{digest}" for digest in digests]
+    measure(page.run())
+    assert [state for _, state, _, _ in judged] == ["", *digests]
 
 
 @pytest.mark.parametrize(
