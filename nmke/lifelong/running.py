@@ -211,6 +211,7 @@ class _Work:
         with _failing(f"Fact {first + 1}: "):
             edit = self._plan(facts, within)
             _require_finite(edit)
+            _require_same_editor(self.session.edits, edit)
             self.session.apply(edit)
             self.session.settle()
         seconds = time.perf_counter() - started
@@ -374,3 +375,18 @@ def _require_finite(edit: Edit) -> None:
 
 def _times(rise: float) -> str:
     return "no number times" if math.isnan(rise) else f"{perplexity(rise):.3g} times"
+
+
+def _require_same_editor(before: Sequence[Edit], edit: Edit) -> None:
+    """Refuse a trained editor that is not the one the run began with: its figures would be of two.
+
+    Raises:
+        EditError: saying so.
+    """
+    first = next((one.details["editor"] for one in before if "editor" in one.details), None)
+    now = edit.details.get("editor")
+    if first and now and first["digest"] != now["digest"]:
+        raise EditError(
+            "The trained editor is not the one this run began with.",
+            "Put that one back, or start a new run.",
+        )

@@ -465,6 +465,31 @@ def whole_updates(llama: LoadedModel, text: str, tmp_path: Path) -> int:
     return count.count
 
 
+def test_a_trained_editor_that_was_replaced_ends_its_entrant_also_after_a_stop(
+    llama: LoadedModel, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, editor = NMKE.plan, {"digest": "first"}
+
+    def trained(self: NMKE, *given: Any) -> Any:
+        edit = plan(self, *given)
+        return replace(edit, details={**edit.details, "editor": dict(editor)})
+
+    monkeypatch.setattr(NMKE, "plan", trained)
+    with pytest.raises(Cancelled):
+        go(tmp_path / "run", llama, text, StopsAt(whole_updates(llama, text, tmp_path) // 2))
+    editor["digest"] = "second"
+    run(tmp_path / "run", llama)
+    (status,) = read(tmp_path / "run").status
+    assert status["state"] == "failed" and "not the one this run began with" in status["message"]
+    editor["digest"] = "first"
+    run(tmp_path / "run", llama)
+    last = [
+        [event for event in read(tmp_path / name).events("nmke", 0) if event["event"] == "edit"][-1]
+        for name in ("counted", "run")
+    ]
+    assert last[0]["position"] == 5 and timeless(last[0]) == timeless(last[1])
+
+
 def test_an_optimisation_without_numbers_ends_its_entrant(
     llama: LoadedModel, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
