@@ -242,8 +242,8 @@ class AblationResults:
         return beats_chance(asked, score) if asked and score in ACCURACIES else None
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for ``summary.json``: per condition every score with its interval, in all and per subject, the
-        paired change against none and, for sets, against their random sets."""
+        """Plain values for ``summary.json``: per condition every score with its interval and the paired change against
+        none, in all and per subject; for sets also the change against their random sets, in all."""
         return {
             **self.about,
             "questions": {
@@ -264,6 +264,10 @@ class AblationResults:
         found |= {name: told[name] for name in ("n", "scores", "subjects") if name in told}
         if one.kind != "none":
             found["change"] = {score: self.change(one.name, score) for score in self.scores}
+            found["change_by_subject"] = {
+                subject: {score: self.change(one.name, score, subject) for score in self.scores}
+                for subject in self.questions.subjects
+            }
         if one.kind == "set" and self.controls(one.name):
             for name, ask in (("random", self.random_estimate), ("against_random", self.against_random)):
                 each = {score: ask(one.name, score) for score in self.scores}

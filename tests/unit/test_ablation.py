@@ -690,6 +690,12 @@ def test_numbers_are_the_shares_and_paired_changes_written_out(llama: LoadedMode
     assert random is not None and random.value == pytest.approx((4 / 6 + 4 / 6) / 2)
     against = results.against_random("mine, k = 1", "letters")
     assert against is not None and against.value == pytest.approx(2 / 6 - 4 / 6)
+    summary = next(one for one in results.summary()["conditions"] if one["name"] == "mine, k = 1")
+    by_subject = summary["change_by_subject"]
+    for subject in ("college_biology", "high_school_biology"):
+        assert by_subject[subject]["letters"] == results.change("mine, k = 1", "letters", subject)
+    values = [by_subject[subject]["letters"]["value"] for subject in sorted(by_subject)]
+    assert sum(values) / 2 == pytest.approx(-2 / 6)  # as many questions of each
     loss = results.change("mine, k = 1", "loss")
     assert loss is not None and loss["value"] == pytest.approx(2 / 6) and "p_value" not in loss
     chance = results.chance("letters")
