@@ -85,15 +85,28 @@ def load_module(
     Raises:
         SessionError: no method of this program makes that kind.
     """
+    patch: ModulePatch = kind_of(ModulePatch, kind, "module")(layer, tensors, settings)
+    return patch
+
+
+def kind_of(parent: type[Any], kind: str, what: str) -> type[Any]:
+    """The class of patches that saved bundles know under that name.
+
+    Args:
+        what: what its patches are, for the message.
+
+    Raises:
+        SessionError: no method of this program makes that kind.
+    """
     import nmke.methods  # noqa: F401  methods define the kinds, and import this module
 
-    known = {each.kind: each for each in subclasses_of(ModulePatch) if hasattr(each, "kind")}
+    known = {each.kind: each for each in subclasses_of(parent) if hasattr(each, "kind")}
     if kind not in known:
         raise SessionError(
-            f"This program knows no module patch of the kind {kind!r}.",
+            f"This program knows no {what} patch of the kind {kind!r}.",
             "Open the bundle with the version that wrote it.",
         )
-    return known[kind](layer, tensors, settings)
+    return known[kind]
 
 
 def subclasses_of(parent: type[Any]) -> list[type[Any]]:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nmke.errors import EditError, SessionError
-from nmke.modules import subclasses_of
+from nmke.errors import EditError
+from nmke.modules import kind_of
 
 
 class PromptPatch(ABC):
@@ -79,12 +79,5 @@ def load_prompt(kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str,
     Raises:
         SessionError: no method of this program makes that kind.
     """
-    import nmke.methods  # noqa: F401  methods define the kinds, and import this module
-
-    known = {each.kind: each for each in subclasses_of(PromptPatch) if hasattr(each, "kind")}
-    if kind not in known:
-        raise SessionError(
-            f"This program knows no prompt patch of the kind {kind!r}.",
-            "Open the bundle with the version that wrote it.",
-        )
-    return known[kind](tensors, settings)
+    patch: PromptPatch = kind_of(PromptPatch, kind, "prompt")(tensors, settings)
+    return patch

@@ -32,20 +32,27 @@ edits' prompts).
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from nmke.config import Config
 from nmke.edit import Edit
-from nmke.encoder import DEFAULT, SentenceEncoder, load_encoder
+from nmke.encoder import DEFAULT, load_encoder
 from nmke.facts import Fact
 from nmke.methods.base import Method
 from nmke.methods.closed_form import Stopwatch
 from nmke.methods.demonstrations import BUILTIN, demonstrate, kinds_of, read_pool
-from nmke.methods.in_front import check, fitting, head, kept_facts, prompt_of, statement
+from nmke.methods.in_front import (
+    NearestFact,
+    check,
+    edit_in_front,
+    fitting,
+    head,
+    kept_facts,
+    prompt_of,
+    statement,
+)
 from nmke.progress import Progress
-from nmke.prompting import PromptPatch
 from nmke.session import EditSession
 from nmke.tokens import encode, require_fits
 
@@ -84,27 +91,21 @@ class IKEConfig(Config):
     seed: int = Field(42, title="Seed", description="Shuffles the kinds and draws the prompts.")
 
 
-class Demonstrations(PromptPatch):
+class Demonstrations(NearestFact):
     """New facts with their demonstrations; the one nearest to what is read stands in front."""
 
     kind = "set of demonstrations"
 
     def front(self, text: str) -> str:
         facts = self.settings["facts"]
-        place = 0 if len(facts) == 1 else self._nearest(text)
+        place = 0 if len(facts) == 1 else self.nearest(text)[0]
         chosen, texts = facts[place], self.settings["texts"]
         demonstrations = "".join(texts[index] for index in chosen["demonstrations"])
         return demonstrations + head(chosen["new_fact"])
 
     def helper_parameters(self) -> int:
         """The encoder's, which is asked only when there is a choice."""
-        return self._encoder().n_parameters if len(self.settings["facts"]) > 1 else 0
-
-    def _nearest(self, text: str) -> int:
-        return int((self.tensors["prompts"] @ self._encoder().encode([text])[0]).argmax())
-
-    def _encoder(self) -> SentenceEncoder:
-        return load_encoder(self.settings["encoder"])
+        return self.encoder().n_parameters if len(self.settings["facts"]) > 1 else 0
 
 
 class IKE(Method):
@@ -139,14 +140,7 @@ class IKE(Method):
                     found = demonstrate(fact, pool.nearest(fact, query), kinds, config.seed)
                     made.append(fitting(model, fact, found, config.room))
             patch = grown(before, facts, made, encoder.encode([fact.prompt for fact in facts]), config)
-            edit = Edit(
-                method=self.name,
-                config=config.model_dump(mode="json"),
-                facts=tuple(facts),
-                patches=(),
-                keys={},
-                prompt=patch,
-            )
+            edit = edit_in_front(self.name, config, facts, patch)
             with watch.stage("checking"):
                 probabilities = check(session, edit, progress)
         details = {
@@ -170,7 +164,7 @@ def grown(
 ) -> Demonstrations:
     """The patch with some facts more; a prompt that is there already gets the new answer."""
     prompts = [fact.prompt for fact in facts]
-    entries, rows = kept_facts(before, prompts)
+    entries, rows = kept_facts(before, prompts, vectors)
     texts = list(before.settings["texts"]) if before else []
     places = {text: place for place, text in enumerate(texts)}
     for fact, demonstrations in zip(facts, made, strict=True):
@@ -181,4 +175,4 @@ def grown(
         chosen = [places[text] for text in demonstrations]
         entries.append({"prompt": fact.prompt, "new_fact": statement(fact), "demonstrations": chosen})
     settings = {"encoder": config.encoder, "texts": texts, "facts": entries}
-    return Demonstrations({"prompts": torch.cat([rows, vectors]) if len(rows) else vectors}, settings)
+    return Demonstrations({"prompts": rows}, settings)

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nmke.config import Config
 from nmke.edit import Edit
+from nmke.encoder import SentenceEncoder, load_encoder
 from nmke.errors import EditError, FactError
 from nmke.facts import Fact
 from nmke.metrics import answer_all
@@ -18,6 +20,29 @@ from nmke.session import EditSession
 from nmke.tokens import encode, encode_continuation
 
 _Patch = TypeVar("_Patch", bound=PromptPatch)
+
+
+class NearestFact(PromptPatch):
+    """Facts, one of which may stand in front of a text: the one whose prompt a sentence encoder finds nearest.
+
+    ``tensors["prompts"]`` are the vectors of the facts' prompts, ``settings["facts"]`` the facts,
+    ``settings["encoder"]`` the encoder's name.
+    """
+
+    def nearest(self, text: str) -> tuple[int, float]:
+        """The nearest fact's place, and the cosine between its prompt and the text."""
+        cosines = self.tensors["prompts"] @ self.encoder().encode([text])[0]
+        place = int(cosines.argmax())
+        return place, float(cosines[place])
+
+    def encoder(self) -> SentenceEncoder:
+        """The encoder, loaded when it is first needed."""
+        return load_encoder(self.settings["encoder"])
+
+
+def edit_in_front(name: str, config: Config, facts: Sequence[Fact], patch: PromptPatch) -> Edit:
+    """A method's edit whose only change is what stands in front."""
+    return Edit(name, config.model_dump(mode="json"), tuple(facts), (), {}, prompt=patch)
 
 
 def statement(fact: Fact) -> str:
@@ -75,12 +100,12 @@ def check(session: EditSession, edit: Edit, progress: Progress) -> list[float]:
 
 
 def kept_facts(
-    before: PromptPatch | None, prompts: Collection[str]
+    before: PromptPatch | None, prompts: Collection[str], vectors: Float[Tensor, "new width"]
 ) -> tuple[list[dict[str, Any]], Float[Tensor, "fact width"]]:
-    """The facts in front so far, with their prompts' vectors, but for those whose prompt is edited again."""
+    """The facts in front so far, but for those whose prompt is edited again; and their vectors with the new ones."""
     entries = list(before.settings["facts"]) if before else []
     kept = [place for place, entry in enumerate(entries) if entry["prompt"] not in prompts]
-    rows = before.tensors["prompts"][kept] if before else torch.zeros(0, 0)
+    rows = torch.cat([before.tensors["prompts"][kept], vectors]) if before and kept else vectors
     return [entries[place] for place in kept], rows
 
 

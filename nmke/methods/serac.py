@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from nmke.config import Config
@@ -30,10 +29,18 @@ from nmke.facts import Fact
 from nmke.methods.base import Method
 from nmke.methods.closed_form import Stopwatch
 from nmke.methods.demonstrations import BUILTIN, facts_of
-from nmke.methods.in_front import check, fitting, head, kept_facts, prompt_of, statement
+from nmke.methods.in_front import (
+    NearestFact,
+    check,
+    edit_in_front,
+    fitting,
+    head,
+    kept_facts,
+    prompt_of,
+    statement,
+)
 from nmke.methods.scope import ScopeHead, train_head
 from nmke.progress import Progress
-from nmke.prompting import PromptPatch
 from nmke.session import EditSession
 from nmke.tokens import encode, require_fits
 
@@ -63,7 +70,7 @@ class SERACConfig(Config):
     )
 
 
-class EditMemory(PromptPatch):
+class EditMemory(NearestFact):
     """Edits, one of which stands in front of texts in its scope."""
 
     kind = "memory of edits"
@@ -76,16 +83,12 @@ class EditMemory(PromptPatch):
 
     def scope(self, text: str) -> tuple[int, float]:
         """The edit nearest to a text, and the probability that the text is in its scope."""
-        cosines = self.tensors["prompts"] @ self._encoder().encode([text])[0]
-        place = int(cosines.argmax())
+        place, cosine = self.nearest(text)
         classifier = ScopeHead(self.settings["slope"], self.settings["intercept"], 0.0)
-        return place, classifier.probability(float(cosines[place]))
+        return place, classifier.probability(cosine)
 
     def helper_parameters(self) -> int:
-        return self._encoder().n_parameters + 2
-
-    def _encoder(self) -> SentenceEncoder:
-        return load_encoder(self.settings["encoder"])
+        return self.encoder().n_parameters + 2
 
 
 class SERAC(Method):
@@ -113,14 +116,7 @@ class SERAC(Method):
                 encoder = load_encoder(config.encoder, progress)
                 classifier = train_head(facts_of(config.trained_on), encoder, progress)
             patch = grown(before, facts, encoder, classifier, config)
-            edit = Edit(
-                method=self.name,
-                config=config.model_dump(mode="json"),
-                facts=tuple(facts),
-                patches=(),
-                keys={},
-                prompt=patch,
-            )
+            edit = edit_in_front(self.name, config, facts, patch)
             with watch.stage("checking"):
                 probabilities = check(session, edit, progress)
         details: dict[str, Any] = {
@@ -148,9 +144,8 @@ def grown(
     The classifier is this edit's, for all that is in the memory.
     """
     prompts = [fact.prompt for fact in facts]
-    entries, rows = kept_facts(before, prompts)
+    entries, rows = kept_facts(before, prompts, encoder.encode(prompts))
     entries += [{"prompt": fact.prompt, "new_fact": statement(fact)} for fact in facts]
-    vectors = encoder.encode(prompts)
     settings = {
         "encoder": config.encoder,
         "facts": entries,
@@ -158,4 +153,4 @@ def grown(
         "intercept": classifier.intercept,
         "threshold": config.threshold,
     }
-    return EditMemory({"prompts": torch.cat([rows, vectors]) if len(rows) else vectors}, settings)
+    return EditMemory({"prompts": rows}, settings)
