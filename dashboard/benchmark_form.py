@@ -7,6 +7,7 @@ import streamlit as st
 from dashboard import benchmark_work as work
 from dashboard import frame, jobs, state
 from dashboard.neurons_settings import CHOICES
+from dashboard.preset_choice import choose_preset, entrant_label, form_key
 from dashboard.widgets import FormLook, config_form
 from nmke.errors import NmkeError
 
@@ -168,10 +169,11 @@ def _editors(model: "LoadedModel") -> "list[Entrant] | None":
         return None
     chosen, sound = [], True
     for name in names:
-        preset = preset_for(model, name)
-        key = f"benchmark.method.{name}.{model.weight_hash[:12]}"
-        icon = ":material/verified:" if preset.status == "verified" else ":material/help:"
-        with st.expander(f"{known[name].title}: preset {preset.status}", icon=icon):
+        status = preset_for(model, name).status
+        icon = ":material/verified:" if status == "verified" else ":material/help:"
+        with st.expander(f"{known[name].title}: preset {status}", icon=icon):
+            preset = choose_preset(model, name, "benchmark")
+            key = form_key(model, name, preset, "benchmark.method")
             st.caption(f"{known[name].about} Preset {preset.status}: {preset.figures}")
             look = FormLook(names=CHOICES, n_layers=model.n_layers, advanced=("context_seed",))
             config = config_form(known[name].config_class, preset.config, key, look)
@@ -179,7 +181,7 @@ def _editors(model: "LoadedModel") -> "list[Entrant] | None":
             st.error(f"The settings of {known[name].title} cannot be used; open them above.")
             sound = False
         else:
-            chosen.append(Entrant(known[name].title, name, config))
+            chosen.append(Entrant(entrant_label(known[name].title, preset), name, config))
     return chosen if sound else None
 
 

@@ -8,6 +8,7 @@ from dashboard import charts, edit_history, edit_results, engine, frame, jobs, s
 from dashboard.edit_work import Measured, plan_and_measure
 from dashboard.neurons_data import say_estimate
 from dashboard.neurons_settings import CHOICES
+from dashboard.preset_choice import choose_preset, form_key
 from dashboard.widgets import FormLook, config_form, reset_form
 from nmke.config import Config
 from nmke.errors import NmkeError
@@ -95,10 +96,8 @@ def say_fact(fact: Fact, limit: int) -> str:
 
 
 def _settings(model: "LoadedModel", method: "Method") -> Config | None:
-    from nmke.presets import preset_for
-
-    preset = preset_for(model, method.name)
-    key = f"edit.form.{method.name}.{model.weight_hash[:12]}"
+    preset = choose_preset(model, method.name, "edit")
+    key = form_key(model, method.name, preset, "edit.form")
     look = FormLook(names=CHOICES, n_layers=model.n_layers, advanced=("context_seed",))
     with st.expander(f"Settings: preset {preset.status}", icon=":material/tune:"):
         _say_preset(preset)

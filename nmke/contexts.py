@@ -1,37 +1,70 @@
 """Context templates: short texts put in front of a prompt, so that an edit does not hang on one opening.
 
-``{}`` and five continuations of 10 tokens sampled from "The", "Therefore", "Because", "I", "You", each followed by
-``. {}`` (MEMIT, section 4.3, and its code). Made once per model and seed, then read from disk.
+``{}`` and five more, each a text followed by the prompt, made once per model and seed, then read from disk:
+
+- the model's own: continuations of 10 tokens sampled from "The", "Therefore", "Because", "I", "You", each followed by
+  ``. {}`` (MEMIT, section 4.3, and its code);
+- ordinary text: sentences of 8 to 20 tokens out of different paragraphs of a text. A small model's continuations are
+  much alike and hardly English; under whole sentences of a text an edit reaches more paraphrases
+  (benchmarks/trade_off.md).
 """
 
 import json
+import random
+import re
 
 import torch
 
+from nmke.errors import EditError
 from nmke.model import EditableModel
+from nmke.moments import StatisticsConfig
 from nmke.progress import Progress, Silent
 from nmke.resources import home
 from nmke.store import content_key, written_atomically
+from nmke.texts import paragraphs_read, text_hash
 from nmke.tokens import encode, pad
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 TOKENS = 10
 TOP_K = 5
+#: Tokens of a sentence that may stand in front of a prompt, fewest and most.
+SENTENCE_TOKENS = (8, 20)
+#: From a capital, the paragraph's first or after a sentence's end, to a full stop after a word that is no initial;
+#: nothing within that ends a sentence or stands for the prompt.
+SENTENCE = re.compile(r"(?:(?<=^)|(?<=\w{3}[.!?]\s))[^\W\d_a-z][^.!?{}]*\w{3}\.(?=\s|$)")
 
 
 def context_templates(
-    model: EditableModel, seed: int = 0, progress: Progress | None = None
+    model: EditableModel,
+    seed: int = 0,
+    progress: Progress | None = None,
+    text: StatisticsConfig | None = None,
 ) -> tuple[str, ...]:
     """The six templates of a model, the bare ``{}`` first.
 
-    Computed with the unedited model, so that they do not drift with the edits.
+    The model's own are computed with the unedited model, so that they do not drift with the edits.
+
+    Args:
+        text: take sentences from the paragraphs that statistics with these settings read, so that text held out from
+            them is held out from the contexts too; None has the model write its own.
+
+    Raises:
+        ResourceError: the text cannot be read.
+        EditError: too few of its paragraphs have a sentence of that length.
     """
-    key = content_key(weights=model.weight_hash, seed=seed, openings=OPENINGS, tokens=TOKENS, top_k=TOP_K)
+    of = {"openings": OPENINGS, "tokens": TOKENS, "top_k": TOP_K}
+    if text is not None:
+        of = {"text": text_hash(text.text), "read": (text.tokens, text.seed), "tokens": SENTENCE_TOKENS}
+    key = content_key(weights=model.weight_hash, seed=seed, **of)
     path = home() / "contexts" / f"{key}.json"
     if path.exists():
         return tuple(json.loads(path.read_text(encoding="utf-8")))
-    with model.weights_in({}):
-        templates = ("{}", *(_as_template(text) for text in _sample(model, seed, progress or Silent())))
+    progress = progress or Silent()
+    if text is None:
+        with model.weights_in({}):
+            templates = ("{}", *(_as_template(written) for written in _sample(model, seed, progress)))
+    else:
+        templates = ("{}", *(f"{sentence} {{}}" for sentence in _sentences(model, text, seed, progress)))
     with written_atomically(path) as temporary:
         temporary.write_text(json.dumps(templates, ensure_ascii=False), encoding="utf-8")
     return templates
@@ -39,6 +72,26 @@ def context_templates(
 
 def _as_template(text: str) -> str:
     return text.replace("{", " ").replace("}", " ").strip() + ". {}"
+
+
+def _sentences(model: EditableModel, text: StatisticsConfig, seed: int, progress: Progress) -> list[str]:
+    """As many as there are openings, each the first that fits of its paragraph, paragraphs in an order of the seed."""
+    paragraphs = paragraphs_read(model, text.text, text.tokens, text.seed, progress)
+    random.Random(seed).shuffle(paragraphs)
+    fewest, most = SENTENCE_TOKENS
+    found: list[str] = []
+    for paragraph in paragraphs:
+        for match in SENTENCE.finditer(paragraph):
+            if fewest <= len(encode(model.tokenizer, match.group())) <= most and match.group() not in found:
+                found.append(match.group())
+                break
+        if len(found) == len(OPENINGS):
+            return found
+    raise EditError(
+        f"The statistics text has {len(found)} paragraphs with a sentence of {fewest} to {most} tokens; "
+        f"{len(OPENINGS)} are needed for the contexts.",
+        "Give a longer text of whole sentences, or let the model write the contexts.",
+    )
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ are compared by their content, so that a copy of the statistics text does not co
 import hashlib
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from nmke.errors import EditError
 from nmke.model import EditableModel
 from nmke.moments import StatisticsConfig
 from nmke.progress import Progress, Silent
-from nmke.texts import read_paragraphs
+from nmke.texts import paragraph_tokens, paragraphs_read, read_paragraphs
 from nmke.tokens import pad, pad_id
 
 #: Tokens read at once, where the model's context allows it.
@@ -92,14 +91,14 @@ def hold_out(
     progress = progress or Silent()
     read: set[str] = set()
     for config in dict.fromkeys(one for one in statistics if one.text != "none"):
-        read.update(paragraphs_read(model, config, progress))
+        read.update(paragraphs_read(model, config.text, config.tokens, config.seed, progress))
     taken: list[list[int]] = []
     count = 0
     for paragraph in reversed(read_paragraphs(text, progress)):
         if count >= tokens:
             break
         if paragraph not in read:
-            taken.append(_tokens_of(model, paragraph))
+            taken.append(paragraph_tokens(model, paragraph))
             count += len(taken[-1])
             progress.update("choosing held-out text", min(count, tokens), tokens)
     if count < tokens:
@@ -112,20 +111,6 @@ def hold_out(
     start = _start_of(model)
     width = min(window, model.context_length) - len(start)
     return HeldOut(text, start, tuple(tuple(ids[at : at + width]) for at in range(0, len(ids), width)))
-
-
-def paragraphs_read(model: EditableModel, config: StatisticsConfig, progress: Progress) -> list[str]:
-    """The paragraphs that statistics with these settings read, by the same draw as :func:`nmke.texts.read_windows`."""
-    paragraphs = read_paragraphs(config.text, progress)
-    random.Random(config.seed).shuffle(paragraphs)
-    count = 0
-    for number, paragraph in enumerate(paragraphs, 1):
-        if number % 64 == 1:
-            progress.update("finding what the statistics read", count, config.tokens)
-        count += len(_tokens_of(model, paragraph))
-        if count >= config.tokens:
-            return paragraphs[:number]
-    return paragraphs
 
 
 @torch.no_grad()
@@ -159,10 +144,6 @@ def perplexity(nll: float) -> float:
         return math.exp(nll)
     except OverflowError:
         return math.inf
-
-
-def _tokens_of(model: EditableModel, paragraph: str) -> list[int]:
-    return model.tokenizer(paragraph + "\n", add_special_tokens=False).input_ids
 
 
 def _start_of(model: EditableModel) -> tuple[int, ...]:

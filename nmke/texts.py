@@ -61,7 +61,7 @@ def read_windows(
     for number, paragraph in enumerate(paragraphs):
         if number % 64 == 0:
             progress.update("tokenizing the statistics text", len(ids), tokens)
-        ids.extend(model.tokenizer(paragraph + "\n", add_special_tokens=False).input_ids)
+        ids.extend(paragraph_tokens(model, paragraph))
         if len(ids) >= tokens:
             break
     if len(ids) < window:
@@ -72,6 +72,25 @@ def read_windows(
     ids = ids[:tokens]
     ids += [-1] * (-len(ids) % window)
     return torch.tensor(ids, dtype=torch.long).view(-1, window)
+
+
+def paragraphs_read(model: EditableModel, text: str, tokens: int, seed: int, progress: Progress) -> list[str]:
+    """The paragraphs that :func:`read_windows` reads with these settings, by the same draw."""
+    paragraphs = read_paragraphs(text, progress)
+    random.Random(seed).shuffle(paragraphs)
+    count = 0
+    for number, paragraph in enumerate(paragraphs, 1):
+        if number % 64 == 1:
+            progress.update("finding what the statistics read", count, tokens)
+        count += len(paragraph_tokens(model, paragraph))
+        if count >= tokens:
+            return paragraphs[:number]
+    return paragraphs
+
+
+def paragraph_tokens(model: EditableModel, paragraph: str) -> list[int]:
+    """A paragraph's tokens as statistics read them: with the line's end, without a start token."""
+    return model.tokenizer(paragraph + "\n", add_special_tokens=False).input_ids
 
 
 def _hub_paragraphs(name: str, progress: Progress) -> list[str]:

@@ -27,6 +27,9 @@ def edit(
     out: OutOption,
     model: ModelOption = "smollm2-135m",
     method: Annotated[str, typer.Option(help="Editing method; `nmke methods` lists them.")] = "nmke",
+    preset: Annotated[
+        str, typer.Option(help="Which of the method's presets for the model, where there are several.")
+    ] = "standard",
     limit: LimitOption = None,
     independent: Annotated[
         bool,
@@ -58,13 +61,13 @@ def edit(
     with TerminalProgress() as progress:
         loaded = load_model(model, device, dtype, trust_remote_code=trust_remote_code, progress=progress)
         loaded.require_conformance()
-        preset = preset_for(loaded, method)
+        base = preset_for(loaded, method, preset)
         about = {
             "facts_file": {"file": facts, "sha256": _checksum(facts), "count": len(fact_list)},
-            "preset": {"status": preset.status, "figures": preset.figures},
+            "preset": {"name": base.name, "status": base.status, "figures": base.figures},
             "changed_settings": settings or [],
         }
-        config = change_settings(preset.config, settings)
+        config = change_settings(base.config, settings)
         run = EditRun(loaded, chosen, config, fact_list, out, independent, tokens, progress, about)
         run.run()
     _tell(run.report(run.complete))

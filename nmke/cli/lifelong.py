@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Where the paper measures.
 MARKS = (1, 10, 100, 500, 1000, 1500, 2000)
-_ENTRANT = re.compile(r"([^=]+)=\s*([\w-]+)\s*(?::(.*))?", re.DOTALL)
+_ENTRANT = re.compile(r"([^=]+)=\s*([\w-]+)(?:@([\w-]+))?\s*(?::(.*))?", re.DOTALL)
 
 
 def lifelong(
@@ -39,12 +39,12 @@ def lifelong(
     out: OutOption,
     model: ModelOption = "smollm2-135m",
     methods: Annotated[
-        str, typer.Option(help="Methods with their presets, as a,b,c; see `nmke methods`.")
+        str, typer.Option(help="Methods with their presets, as a,b,c or a@preset; see `nmke methods`.")
     ] = "",
     entrant: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LABEL=METHOD:KEY=VALUE,...",
+            metavar="LABEL=METHOD[@PRESET]:KEY=VALUE,...",
             help="One method with settings of its own, for example soft=nmke:mask.alpha=20,layers=4-8; repeatable.",
         ),
     ] = None,
@@ -147,20 +147,23 @@ class ChosenEntrant:
         ConfigError: a setting the method does not have.
     """
 
-    def __init__(self, label: str, method: str, changes: Sequence[str]) -> None:
+    def __init__(self, label: str, method: str, changes: Sequence[str], preset: str = "") -> None:
         from nmke.methods import get_method
 
-        self.label, self.method, self.changes = label, method, list(changes)
+        self.label, self.method, self.changes, self.preset = label, method, list(changes), preset
         change_settings(get_method(method).config_class(), self.changes)
 
     def on(self, model: "LoadedModel") -> "Entrant":
-        """The entrant with the settings for this model."""
-        from nmke.lifelong.spec import Entrant
-        from nmke.presets import preset_for
+        """The entrant with the settings for this model.
 
-        return Entrant(
-            self.label, self.method, change_settings(preset_for(model, self.method).config, self.changes)
-        )
+        Raises:
+            EditError: the method has no such preset for this model.
+        """
+        from nmke.lifelong.spec import Entrant
+        from nmke.presets import STANDARD, preset_for
+
+        base = preset_for(model, self.method, self.preset or STANDARD).config
+        return Entrant(self.label, self.method, change_settings(base, self.changes))
 
 
 def read_entrants(
@@ -172,7 +175,10 @@ def read_entrants(
         EditError: no such method.
         ConfigError: nothing is named, something cannot be read, or a setting does not exist.
     """
-    named = [(name, name, "") for name in (part.strip() for part in methods.split(",")) if name]
+    named: list[tuple[str, str, str, str]] = []
+    for name in filter(None, map(str.strip, methods.split(","))):
+        method, _, preset = name.partition("@")
+        named.append((f"{method} {preset}".strip(), method, preset, ""))
     for text in entrants or ():
         match = _ENTRANT.fullmatch(text.strip())
         if match is None:
@@ -180,12 +186,13 @@ def read_entrants(
                 f"--entrant {text} names no entrant.",
                 "Write for example --entrant soft=nmke:mask.alpha=20,layers=4-8.",
             )
-        named.append((match[1].strip(), match[2], match[3] or ""))
+        named.append((match[1].strip(), match[2], match[3] or "", match[4] or ""))
     if not named:
         raise ConfigError("No method is named.", "Give --methods nmke, or --entrant LABEL=METHOD:KEY=VALUE.")
-    shared = _settings_by_method(settings, {method for _, method, _ in named})
+    shared = _settings_by_method(settings, {method for _, method, *_ in named})
     return [
-        ChosenEntrant(label, method, [*shared.get(method, ()), *_split(own)]) for label, method, own in named
+        ChosenEntrant(label, method, [*shared.get(method, ()), *_split(own)], preset)
+        for label, method, preset, own in named
     ]
 
 

@@ -51,7 +51,7 @@ def find_kinds(
             config = get_method(edit.method).config_class.make(**edit.config)
             if not isinstance(config, NMKEConfig):
                 raise DriftError(f"The masks of {edit.method} know no kinds.", "Colour by mask instead.")
-            templates = context_templates(model, config.context_seed)
+            templates = context_templates(model, config.context_seed, progress, config.context_text)
             for layer, mask in find_masks(session, edit.facts, templates, config, progress).items():
                 if layer in edit.masks and not torch.equal(mask.weights > 0, edit.masks[layer].cpu() > 0):
                     raise DriftError(

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from nmke.config import Config
@@ -46,7 +46,26 @@ class LayersConfig(Config):
     target: TargetConfig = Field(
         TargetConfig(), title="z optimisation", description="How the wanted output is found."
     )
+    contexts: Literal["the model's own", "ordinary text"] = Field(
+        "the model's own",
+        title="Contexts",
+        description="The five texts that also stand before the prompt while a fact is written: short continuations by "
+        "the model (as published), or sentences of the statistics text, which reach more paraphrases.",
+    )
     context_seed: int = Field(0, ge=0, title="Context seed", description="Seed of the five context texts.")
+
+    @property
+    def context_text(self) -> StatisticsConfig | None:
+        """Where the contexts' sentences come from; None has the model write them."""
+        return self.statistics if self.contexts == "ordinary text" else None
+
+    @model_validator(mode="after")
+    def _contexts_have_their_text(self) -> "LayersConfig":
+        if self.contexts == "ordinary text" and self.statistics.text == "none":
+            raise ValueError(
+                "contexts of ordinary text are sentences of the statistics text, which is 'none'"
+            )
+        return self
 
     @field_validator("layers")
     @classmethod
@@ -105,14 +124,24 @@ def prepare(
     session: EditSession, facts: Sequence[Fact], config: ClosedFormConfig, progress: Progress
 ) -> tuple[tuple[str, ...], dict[int, NullSpace]]:
     """Context templates and null spaces, computed once per model; see :func:`prepare_facts`."""
-    templates = prepare_facts(session, facts, config.layers, config.context_seed, progress)
+    templates = prepare_facts(
+        session, facts, config.layers, config.context_seed, progress, config.context_text
+    )
     return templates, null_spaces(session.model, config, config.layers, progress)
 
 
 def prepare_facts(
-    session: EditSession, facts: Sequence[Fact], layers: Sequence[int], context_seed: int, progress: Progress
+    session: EditSession,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    context_seed: int,
+    progress: Progress,
+    context_text: StatisticsConfig | None = None,
 ) -> tuple[str, ...]:
     """Check layers and facts against the model; fetch the context templates.
+
+    Args:
+        context_text: what the contexts are sentences of; None has the model write them.
 
     Raises:
         FactError: a fact does not fit the model's context.
@@ -127,7 +156,7 @@ def prepare_facts(
                 "changes the answer.",
                 f"Edit layers up to {model.n_layers - 2}, or facts whose prompt ends with the subject.",
             )
-    templates = context_templates(session.model, context_seed, progress)
+    templates = context_templates(session.model, context_seed, progress, context_text)
     for fact in facts:
         require_fits(session.model.tokenizer, fact, session.model.context_length, templates)
     return templates

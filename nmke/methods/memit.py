@@ -88,7 +88,9 @@ class MEMIT(Method):
         watch = Stopwatch()
         with watch.stage("total"):
             with watch.stage("statistics"):
-                templates = prepare_facts(session, facts, config.layers, config.context_seed, progress)
+                templates = prepare_facts(
+                    session, facts, config.layers, config.context_seed, progress, config.context_text
+                )
                 moments = second_moments(session.model, config.statistics, config.layers, progress)
             assert moments is not None  # the settings refuse to be made without a text
             with watch.stage("target"):

@@ -95,8 +95,10 @@ class NMKE(Method):
         watch = Stopwatch()
         with watch.stage("total"):
             with watch.stage("statistics"):
-                templates = prepare_facts(session, facts, config.layers, config.context_seed, progress)
-                protection = _protection(session, config, progress)
+                templates = prepare_facts(
+                    session, facts, config.layers, config.context_seed, progress, config.context_text
+                )
+                protection = protection_of(session, config, progress)
             with watch.stage("attribution"):
                 masks = find_masks(session, facts, templates, config, progress)
             if not any(mask.count for mask in masks.values()):
@@ -109,7 +111,7 @@ class NMKE(Method):
             weights = {layer: mask.weights for layer, mask in masks.items()}
             if config.mask_acts == "in the solve":
                 weights = {layer: (weight > 0).float() for layer, weight in weights.items()}
-            solver = _solver(session, config, protection, weights)
+            solver = solver_of(session, config, protection, weights)
             written = write_layers(
                 session, facts, targets, templates, solver, weights, config, progress, watch
             )
@@ -119,7 +121,7 @@ class NMKE(Method):
         )
 
 
-def _protection(
+def protection_of(
     session: EditSession, config: NMKEConfig, progress: Progress
 ) -> Mapping[int, NullSpace] | Mapping[int, Tensor] | None:
     """Null spaces of whole layers, or the second moments that the other solves start from."""
@@ -128,9 +130,15 @@ def _protection(
     return second_moments(session.model, config.statistics, config.layers, progress)
 
 
-def _solver(
+def solver_of(
     session: EditSession, config: NMKEConfig, protection: Any, weights: Mapping[int, Tensor]
 ) -> LayerSolver:
+    """How a layer is solved for under these settings.
+
+    Args:
+        protection: of :func:`protection_of`.
+        weights: per layer what the mask weighs each neuron with [d_mlp]; above 0 counts as selected.
+    """
     by_prior = config.protection == "prior"
     if config.mask_acts == "in the solve":
         selected = {layer: weight > 0 for layer, weight in weights.items()}

@@ -43,10 +43,13 @@ class Run:
     config: LifelongConfig
     device: str = "auto"
     dtype: str = "auto"
+    preset: str = "standard"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; of a standard preset nothing is said, as before there were others."""
+        named = {} if self.preset == "standard" else {"preset": self.preset}
         return {
+            **named,
             "name": self.name,
             "model": self.model,
             "data": self.data,
@@ -81,7 +84,8 @@ class Run:
         config = self.config
         own = ",".join(f"{name}={_as_text(self.method, name, value)}" for name, value in self.changes.items())
         words = ["nmke", "lifelong", "--model", self.model, "--data", self.data]
-        words += ["--entrant", f"{self.label}={self.method}" + (f":{own}" if own else "")]
+        named = "" if self.preset == "standard" else f"@{self.preset}"
+        words += ["--entrant", f"{self.label}={self.method}{named}" + (f":{own}" if own else "")]
         words += ["--edits", str(config.edits), "--eval-at", ",".join(map(str, config.marks))]
         words += ["--seeds", str(self.seed)]
         usual = LifelongConfig()
@@ -150,9 +154,8 @@ def plan(source: Source, *, many: bool = False) -> Plan:
         for (label, changes), seed in product(choices[number], config.seeds):
             name = _safe(f"{names[0][model]}_{names[1][data]}_{label}_seed{seed}")
             settings = config.run.changed(seeds=(seed,))
-            runs.append(
-                Run(name, model, data, label, row.name, changes, seed, settings, config.device, config.dtype)
-            )
+            where = config.device, config.dtype
+            runs.append(Run(name, model, data, label, row.name, changes, seed, settings, *where, row.preset))
     twice = next((name for name, times in Counter(run.name.lower() for run in runs).items() if times > 1), "")
     if twice:
         raise ConfigError(
@@ -272,7 +275,8 @@ def _place(source: Source, number: int, part: str, name: str) -> tuple[str, ...]
 
 def _label(row: MethodRow, tried: Mapping[str, Any]) -> str:
     """The row's label and what the configuration tries, cut to what can name a folder."""
-    parts = [row.label or row.name, *(f"{name} {_told(value)}" for name, value in tried.items())]
+    own = row.name if row.preset == "standard" else f"{row.name} {row.preset}"
+    parts = [row.label or own, *(f"{name} {_told(value)}" for name, value in tried.items())]
     # No "=": the command line splits there.
     label = re.sub(r"[^\w .,+()-]+", "-", " ".join(parts)).strip(" .,-")
     if len(label) <= _LONGEST:

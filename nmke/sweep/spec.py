@@ -25,6 +25,12 @@ class MethodRow(Config):
 
     name: str = Field(min_length=1, title="Method", description="Its registry name, see `nmke methods`.")
     label: str = Field("", title="Label", description="What its runs are called; the method's name if empty.")
+    preset: str = Field(
+        "standard",
+        pattern=r"^[\w-]+$",
+        title="Preset",
+        description="Which of the method's presets for a model the settings start from, where there are several.",
+    )
     set: dict[str, Any] = Field(
         default_factory=dict,
         title="Settings",

@@ -74,6 +74,6 @@ def do_run(task: Task, folder: Path, models: Models, progress: Progress) -> None
     from nmke.presets import preset_for
 
     model = models.get(task.run, progress)
-    entrant = task.run.entrant(preset_for(model, task.run.method).config)
+    entrant = task.run.entrant(preset_for(model, task.run.method, task.run.preset).config)
     lifelong.start(folder, model, task.facts, [entrant], task.run.config, task.about)
     lifelong.run(folder, model, progress)

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import benchmark_balance, benchmark_charts, benchmark_predictions, libraries
 from dashboard import benchmark_work as work
 from dashboard.state import AppState
+from nmke import presets
 from nmke.errors import ConfigError, FactError
 from nmke.lifelong import read
 from nmke.lifelong.files import held
@@ -201,6 +203,22 @@ def test_a_run_is_started_watched_and_its_results_are_shown(form: AppTest) -> No
     assert not form.error
     form.segmented_control(key="benchmark.view").set_value("Start a run").run()
     assert form.text_input(key="benchmark.name").placeholder == "run-2"
+
+
+def test_a_run_with_a_further_preset_is_called_by_it(form: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = presets.presets_for
+
+    def with_another(model: Any, method: str) -> Any:
+        known = real(model, method)
+        return {**known, "careful": replace(known[presets.STANDARD], name="careful")}
+
+    monkeypatch.setattr(presets, "presets_for", with_another)
+    form.run()
+    (choice,) = [box for box in form.selectbox if box.label == "Preset"]
+    choice.set_value("careful").run()
+    form.button(key="benchmark.start").click().run()
+    wait(form)
+    assert tables(form, "state")[0].iloc[0].astype(str).str.contains("FT-M careful").any()
 
 
 def test_a_cancelled_run_keeps_what_it_measured_and_is_resumed(

@@ -20,6 +20,7 @@ from nmke.edit import Edit, WeightPatch
 from nmke.errors import ResourceError, SessionError
 from nmke.methods import methods
 from nmke.methods.nmke import NMKE
+from nmke.presets import _Verified
 from nmke.session import EditSession
 from tests.app.working_app import FACTS, TEXT, open_page, said, state_of, wait
 from tests.tiny import make_tiny_llama
@@ -73,6 +74,22 @@ def test_before_an_edit_every_tab_says_what_comes_there(page: AppTest) -> None:
 
 def test_the_preset_says_whether_it_was_measured(page: AppTest) -> None:
     assert "Guessed for this model" in page.warning[0].value
+
+
+def test_a_further_preset_is_chosen_beside_the_method(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _session(page).model
+    shape = (model.n_layers, model.d_model, model.d_mlp, model.d_vocab)
+    found = _Verified({"layers": (1,), "ridge": 7.0}, "Measured in a test.")
+    monkeypatch.setattr("nmke.presets._MORE", {("nmke", "careful", *shape): found})
+    page.run()
+    (choice,) = [box for box in page.selectbox if box.label == "Preset"]
+    choice.set_value("careful").run()
+    assert "Verified for this model. Measured in a test." in page.success[0].value
+    page.button(key="edit.apply").click().run()
+    page = wait(page)
+    assert _session(page).edits[0].config["ridge"] == 7.0
+    page.selectbox(key="edit.method").set_value("alphaedit").run()
+    assert not [box for box in page.selectbox if box.label == "Preset"]
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(methods()) if name != "nmke"])

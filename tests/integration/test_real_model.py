@@ -8,7 +8,7 @@ from nmke.examples import builtin_facts
 from nmke.loading import LoadedModel
 from nmke.methods import methods
 from nmke.metrics import answer_all
-from nmke.presets import preset_for
+from nmke.presets import STANDARD, preset_for, presets_for
 from nmke.progress import Silent
 from nmke.session import EditSession
 from nmke.trained import trained_path
@@ -28,13 +28,19 @@ def test_the_default_model_passes_the_gate_and_has_a_verified_preset(smollm2: Lo
     assert smollm2.conformance.passed
     assert (smollm2.n_layers, smollm2.d_mlp, smollm2.d_vocab) == (30, 1536, 49152)
     assert preset_for(smollm2, "nmke").status == "verified"
+    assert list(presets_for(smollm2, "nmke")) == [STANDARD, "trade-off"]
+    assert all(preset.status == "verified" for preset in presets_for(smollm2, "nmke").values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(methods()))
-def test_the_targets_probability_rises_and_undo_is_exact(name: str, smollm2: LoadedModel) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, STANDARD) for name in sorted(methods())), ("nmke", "trade-off")]
+)
+def test_the_targets_probability_rises_and_undo_is_exact(
+    name: str, settings: str, smollm2: LoadedModel
+) -> None:
     fact = builtin_facts()[0]
-    preset = preset_for(smollm2, name).config
+    preset = preset_for(smollm2, name, settings).config
     config = (
         preset.changed(statistics={"tokens": TOKENS}) if "statistics" in type(preset).model_fields else preset
     )

@@ -260,6 +260,7 @@ def test_independent_edits_are_measured_undone_and_reported(model, facts, tmp_pa
     assert report["undo_exact"]
     assert report["undone_one_by_one"] == {"count": 2, "exact": 2}
     assert report["config"]["layers"] == [1, 2]
+    assert (report["preset"]["name"], report["preset"]["status"]) == ("standard", "guessed")
     assert {"reliability", "generalization", "locality"} <= set(report["means"])
     assert {"total", "target", "attribution", "keys", "solve"} <= set(report["seconds_per_edit"])
     first, second = report["facts"]

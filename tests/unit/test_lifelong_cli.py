@@ -108,6 +108,7 @@ def test_a_failure_has_its_exit_code_and_is_told(
     ("more", "words"),
     [
         (("--methods", "nmke,telepathy"), "Methods: "),
+        (("--methods", "nmke@reckless"), "no preset 'reckless' for this model. Presets: standard."),
         (("--eval-at", "3,1"), "in order they are 1, 3"),
         (("--eval-at", "1,5"), "mark 5 lies after the last of 4 edits"),
         (("--eval-at", "soon"), "no list of whole numbers"),

@@ -9,9 +9,9 @@ import torch
 from nmke.errors import Cancelled, EditError
 from nmke.loading import LoadedModel
 from nmke.moments import StatisticsConfig
-from nmke.perplexity import HeldOut, hold_out, mean_nll, paragraphs_read, perplexity
+from nmke.perplexity import HeldOut, hold_out, mean_nll, perplexity
 from nmke.progress import Progress, Silent
-from nmke.texts import read_windows
+from nmke.texts import paragraphs_read, read_windows
 from nmke.tokens import pad
 
 
@@ -62,7 +62,7 @@ def test_a_number_too_large_is_infinite() -> None:
 def test_the_paragraphs_read_are_those_of_the_statistics(llama: LoadedModel, tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", 60)
     config = StatisticsConfig(text=text, tokens=400, window=32, seed=3)
-    read = paragraphs_read(llama, config, Silent())
+    read = paragraphs_read(llama, config.text, config.tokens, config.seed, Silent())
     ids = [token for line in read for token in llama.tokenizer(line + "\n").input_ids]
     windows = read_windows(llama, text, 400, 32, 3, Silent()).flatten()
     assert windows[windows >= 0].tolist() == ids[:400]
@@ -81,7 +81,11 @@ def test_held_out_text_is_none_of_what_any_statistics_read(llama: LoadedModel, t
     held_out = hold_out(llama, text, 300, statistics, window=64)
     said = llama.tokenizer.decode([token for window in held_out.windows for token in window])
     whole = [line for line in said.split("\n")[1:] if line]  # the first may be cut
-    read = {line for config in statistics[:2] for line in paragraphs_read(llama, config, Silent())}
+    read = {
+        line
+        for config in statistics[:2]
+        for line in paragraphs_read(llama, config.text, config.tokens, config.seed, Silent())
+    }
     assert len(whole) > 5
     assert not read & set(whole)
     lines = (tmp_path / "text.txt").read_text().split("\n")

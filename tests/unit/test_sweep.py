@@ -185,11 +185,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_run_means_that_run() -> None:
-    for run in planned(GOOD).runs:
+    named = GOOD.replace("    label: masked\n", "    preset: careful\n")
+    for run in (*planned(GOOD).runs, *planned(named).runs):
         words = shlex.split(run.command())
         given = dict(zip(words[2::2], words[3::2], strict=True))
         (entrant,) = read_entrants("", [given["--entrant"]], None)
         assert (entrant.label, entrant.method) == (run.label, run.method)
+        assert (entrant.preset or "standard") == run.preset
         default = get_method(run.method).config_class()
         assert change_settings(default, entrant.changes) == run.entrant(default).config
         assert given["--model"] == run.model and given["--data"] == run.data
@@ -198,7 +200,9 @@ def test_the_command_of_a_run_means_that_run() -> None:
 
 
 def test_a_run_comes_back_from_plain_values() -> None:
-    for run in planned(GOOD).runs:
+    named = planned(GOOD.replace("    label: masked\n", "    preset: careful\n")).runs
+    assert named[-1].preset == "careful" and named[-1].label.startswith("nmke careful ")
+    for run in (*planned(GOOD).runs, *named):
         assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
 
