@@ -119,7 +119,7 @@ def test_one_of_two_workers_killed_in_the_middle_changes_no_bit(tmp_path: Path) 
 
 
 def test_a_cancel_leaves_everything_to_be_gone_on_with(tmp_path: Path) -> None:
-    planned = plan(read_spec(write_sweep(tmp_path, edits=12, marks=(1, 12), steps=8, fine_tuning=False)))
+    planned = plan(read_spec(write_sweep(tmp_path, edits=12, marks=(1, 12), steps=15, fine_tuning=False)))
     out = tmp_path / "ray"
 
     class Cancel(Once):
@@ -166,7 +166,7 @@ def test_runs_that_no_machine_has_memory_for_are_refused_with_numbers(tmp_path: 
 def test_a_cluster_that_loses_its_head_ends_the_sweep_and_a_new_one_ends_it_well(
     tmp_path: Path, temporary: Path
 ) -> None:
-    planned = plan(read_spec(write_sweep(tmp_path, edits=12, marks=(1, 12), steps=8, fine_tuning=False)))
+    planned = plan(read_spec(write_sweep(tmp_path, edits=12, marks=(1, 12), steps=15, fine_tuning=False)))
     out = tmp_path / "ray"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -186,7 +186,8 @@ def test_a_cluster_that_loses_its_head_ends_the_sweep_and_a_new_one_ends_it_well
 
         class Behead(Once):
             def act_once(self) -> None:
-                os.killpg(head.pid, signal.SIGKILL)
+                _kill_group(head.pid)
+                _kill_leftovers(temporary)  # its workers too, which could end the runs without their head
 
         began = time.monotonic()
         config = RayConfig(address=f"127.0.0.1:{port}", silence=3.0)
