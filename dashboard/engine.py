@@ -242,7 +242,7 @@ def next_tokens(prompt: str, k: int, edited: bool) -> list[tuple[str, float]] | 
         return Busy("No model is loaded.")
 
     def work() -> list[tuple[str, float]]:
-        from nmke.metrics import next_token_table
+        from nmke.forcing import next_token_table
 
         with session.active() if edited else session.original():
             return next_token_table(model, prompt, k)

@@ -151,7 +151,7 @@ def look_at_fact(model: "EditableModel", progress: Progress) -> Glimpse:
     """Read one built-in fact's prompt."""
     from nmke.attribution import AttributionConfig, Prompt, attribute
     from nmke.examples import builtin_facts
-    from nmke.metrics import next_token_table
+    from nmke.forcing import next_token_table
     from nmke.roles import promoted_tokens
 
     fact = builtin_facts()[0]

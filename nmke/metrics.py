@@ -4,14 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from nmke.facts import Fact
-from nmke.fronts import Fronts
-from nmke.model import EditableModel, Past
-from nmke.tokens import Batch, encode, encode_continuation, pad, pad_id, token_texts
+from nmke.forcing import Answer, answer_all
+from nmke.model import EditableModel
 
 #: Score name -> how it is computed, in words a reader of the field understands.
 FORMULAS: Mapping[str, str] = {
@@ -27,31 +22,6 @@ FORMULAS: Mapping[str, str] = {
     "that follow from the edit",
     "target_probability": "probability of target_new's first token after the edit prompt",
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The model's answer to one prompt, with a target teacher-forced.
-
-    Attributes:
-        target: the answer that was forced.
-        argmax: the most likely token at each of the target's places.
-        hits: at which places that is the target's own token.
-        first_probability: probability of the target's first token.
-        log_probability: of the whole target.
-    """
-
-    prompt: str
-    target: str
-    argmax: tuple[int, ...]
-    hits: tuple[bool, ...]
-    first_probability: float
-    log_probability: float
-
-    @property
-    def share(self) -> float:
-        """Share of the target's tokens that are the argmax."""
-        return sum(self.hits) / len(self.hits)
 
 
 @dataclass(frozen=True)
@@ -135,6 +105,9 @@ def measure_fact(model: EditableModel, fact: Fact, generate_tokens: int = 0) -> 
 def measure_facts(model: EditableModel, facts: Sequence[Fact], generate_tokens: int = 0) -> list[FactMeasure]:
     """Measure facts with whatever weights are active, in one batched forward pass per fact.
 
+    Never in one for several facts: what a fact is compared with was computed beside the same texts, so where no weight
+    changed no bit does, in no dtype.
+
     Args:
         generate_tokens: length of the greedy continuations; 0 writes none.
     """
@@ -173,82 +146,6 @@ def mean_scores(reports: Sequence[FactReport]) -> dict[str, float | None]:
     names = [name for name in FORMULAS if name != "target_probability"]
     means = {name: _mean([report.scores[name] for report in reports]) for name in names}
     return {**means, "target_probability": _mean([report.after.target_probability for report in reports])}
-
-
-@torch.no_grad()
-def next_token_table(model: EditableModel, prompt: str, k: int = 5) -> list[tuple[str, float]]:
-    """The ``k`` most likely next tokens with their probabilities."""
-    batch = pad([encode(model.tokenizer, prompt)], pad_id(model.tokenizer))
-    final = model.run(batch, [("final", -1)])[("final", -1)]
-    probabilities, tokens = model.logits(final[0, -1]).softmax(-1).topk(k)
-    return list(zip(token_texts(model.tokenizer, tokens.tolist()), probabilities.tolist(), strict=True))
-
-
-@torch.no_grad()
-def answer_all(model: EditableModel, asked: Sequence[tuple[str, str]]) -> list[Answer]:
-    """Teacher-force each (prompt, target) pair in one forward pass; an empty target asks for the next token only.
-
-    What one pair's tokens say is also read for pairs that begin like it: nothing depends on later tokens. Where
-    something stands in front of texts, the prompt alone decides what, never the target that is forced.
-    """
-    if not asked:
-        return []
-    with model.lock:
-        if model.fronts is None:
-            return _answer_all(model, asked)
-        fronts = model.fronts
-        answers: dict[int, Answer] = {}
-        for indices, front in fronts.groups([prompt for prompt, _ in asked]):
-            with model.without_fronts():
-                found = _answer_all(model, [asked[index] for index in indices], fronts, front)
-            for index, answer in zip(indices, found, strict=True):
-                answers[index] = answer
-        return [answers[index] for index in range(len(asked))]
-
-
-def _answer_all(
-    model: EditableModel,
-    asked: Sequence[tuple[str, str]],
-    fronts: Fronts | None = None,
-    front: tuple[int, ...] = (),
-) -> list[Answer]:
-    prompts = [encode(model.tokenizer, prompt) for prompt, _ in asked]
-    targets = [
-        encode_continuation(model.tokenizer, prompt, target) if target else [] for prompt, target in asked
-    ]
-    if fronts is not None and front:
-        prompts = [fronts.own(ids, front) for ids in prompts]
-    texts = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
-    if fronts is not None:
-        fronts.require_fits(front, max(map(len, texts)))
-    row_of = longest_of(texts)
-    rows = list(dict.fromkeys(row_of.values()))
-    past = fronts.past_of(front, len(rows)) if fronts is not None else None
-    final = _final(model, pad([list(row) for row in rows], pad_id(model.tokenizer)), past)
-    answers = []
-    for text, (prompt, target), ids, forced in zip(texts, asked, prompts, targets, strict=True):
-        row = rows.index(row_of[text])
-        places = slice(len(ids) - 1, len(ids) - 1 + max(1, len(forced)))
-        log_p = model.logits(final[row, places]).log_softmax(-1).cpu()
-        argmax = tuple(log_p.argmax(-1).tolist())
-        own = [float(log_p[place, token]) for place, token in enumerate(forced)] or [float(log_p[0].max())]
-        hits = tuple(a == b for a, b in zip(argmax, forced or argmax, strict=True))
-        answers.append(Answer(prompt, target, argmax, hits, float(torch.tensor(own[0]).exp()), sum(own)))
-    return answers
-
-
-def longest_of(texts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Each text's longest extension among the texts; itself where none begins with it."""
-    ordered = sorted(set(texts))
-    found: dict[tuple[int, ...], tuple[int, ...]] = {}
-    # In this order a text stands right before its extensions, so it has one exactly if the next begins with it.
-    for text, following in zip(reversed(ordered), [(), *reversed(ordered)], strict=False):
-        found[text] = found[following] if text and following[: len(text)] == text else text
-    return found
-
-
-def _final(model: EditableModel, batch: Batch, past: Past | None) -> Float[Tensor, "prompt position d_model"]:
-    return model.run(batch, [("final", -1)], past=past)[("final", -1)]
 
 
 def _measure(model: EditableModel, fact: Fact, generate_tokens: int) -> FactMeasure:

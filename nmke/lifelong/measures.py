@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.drift.numbers import in_double, relative_norm
+from nmke.forcing import Answer
 from nmke.intervals import bootstrap_mean
 from nmke.lifelong.results import SCORES
-from nmke.metrics import Answer, FactMeasure, FactReport
+from nmke.metrics import FactMeasure, FactReport
 from nmke.model import EditableModel
 from nmke.session import EditSession
 

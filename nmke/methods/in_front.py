@@ -12,7 +12,7 @@ from nmke.edit import Edit
 from nmke.encoder import SentenceEncoder, load_encoder
 from nmke.errors import EditError, FactError
 from nmke.facts import Fact
-from nmke.metrics import answer_all
+from nmke.forcing import answer_all
 from nmke.model import EditableModel
 from nmke.progress import Progress
 from nmke.prompting import PromptPatch

@@ -11,12 +11,12 @@ import torch
 from nmke.attribution import Attribution, AttributionConfig, Prompt, attribute
 from nmke.edit import Edit
 from nmke.facts import Fact
+from nmke.forcing import answer_all
 from nmke.loading import LoadedModel
 from nmke.masks import build_mask, standardise
 from nmke.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from nmke.methods.closed_form import Stopwatch, find_targets, write_layers
 from nmke.methods.nmke import NMKEConfig, find_masks
-from nmke.metrics import answer_all
 from nmke.moments import NullSpace
 from nmke.progress import Silent
 from nmke.session import EditSession

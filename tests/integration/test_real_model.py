@@ -5,9 +5,9 @@ import torch
 
 from nmke.errors import ResourceError
 from nmke.examples import builtin_facts
+from nmke.forcing import answer_all
 from nmke.loading import LoadedModel
 from nmke.methods import methods
-from nmke.metrics import answer_all
 from nmke.presets import STANDARD, preset_for, presets_for
 from nmke.progress import Silent
 from nmke.session import EditSession

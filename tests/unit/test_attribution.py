@@ -139,7 +139,7 @@ def test_padded_reading_differs_only_for_prompts_that_are_padded(llama: LoadedMo
 
 
 def test_the_default_target_is_the_models_own_prediction(tiny: LoadedModel) -> None:
-    from nmke.metrics import next_token_table
+    from nmke.forcing import next_token_table
 
     found = attribute(tiny, PROMPTS, [0], AttributionConfig.make(kind="mpc"))
     assert [found.target_tokens[0]] == [token for token, _ in next_token_table(tiny, PROMPTS[0].text, 1)]

@@ -10,11 +10,11 @@ from nmke.encoder import load_encoder
 from nmke.errors import EditError, FactError, ResourceError
 from nmke.examples import builtin_facts
 from nmke.facts import Consequence, Fact, Neighbor
+from nmke.forcing import answer_all
 from nmke.loading import LoadedModel
 from nmke.methods.demonstrations import COPY, RETAIN, UPDATE, demonstrate, kinds_of, read_pool
 from nmke.methods.ike import IKE, Demonstrations, IKEConfig
 from nmke.methods.in_front import shown, statement
-from nmke.metrics import answer_all
 from nmke.progress import Silent
 from nmke.session import EditSession
 from nmke.tokens import encode, pad

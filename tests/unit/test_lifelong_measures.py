@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from nmke.edit import Edit, WeightPatch
 from nmke.facts import Consequence, Fact, Neighbor
+from nmke.forcing import Answer
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
 from nmke.lifelong.measures import (
     bootstrap,
@@ -22,7 +23,7 @@ from nmke.lifelong.measures import (
     with_neighbors_before,
 )
 from nmke.loading import LoadedModel
-from nmke.metrics import Answer, FactMeasure, compare
+from nmke.metrics import FactMeasure, compare
 from nmke.session import EditSession
 
 FACT = Fact(

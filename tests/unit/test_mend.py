@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from nmke.cli import app
 from nmke.errors import Cancelled, EditError, FactError
 from nmke.facts import Fact
+from nmke.forcing import answer_all
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
 from nmke.loading import LoadedModel
 from nmke.methods import get_method
@@ -36,7 +37,6 @@ from nmke.methods.mend_training import (
     training_for,
 )
 from nmke.methods.mend_transform import Factors, GradientTransform, Update
-from nmke.metrics import answer_all
 from nmke.model import MLP_OUT, POST
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession

@@ -6,18 +6,9 @@ import pytest
 import torch
 
 from nmke.facts import Consequence, Fact, Neighbor
+from nmke.forcing import Answer, answer_all, longest_of, next_token_table
 from nmke.loading import LoadedModel
-from nmke.metrics import (
-    FORMULAS,
-    Answer,
-    FactMeasure,
-    answer_all,
-    compare,
-    longest_of,
-    mean_scores,
-    measure_fact,
-    next_token_table,
-)
+from nmke.metrics import FORMULAS, FactMeasure, compare, mean_scores, measure_fact
 from nmke.tokens import encode, encode_continuation, pad
 
 FACT = Fact(
@@ -224,3 +215,19 @@ def test_answers_read_from_a_longer_text_are_those_read_alone(tiny: LoadedModel)
         alone = answer_all(tiny, [pair])[0]
         assert (together.argmax, together.hits) == (alone.argmax, alone.hits)
         assert together.log_probability == pytest.approx(alone.log_probability, abs=1e-4)
+
+
+def test_answers_are_the_same_however_many_places_are_read_out_at_once(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [
+        (FACT.prompt, "the boat"),
+        (FACT.prompt, ""),
+        ("A cat", "says the boat"),
+        ("A dog says", "Paris"),
+    ]
+    together = answer_all(tiny, asked)
+    monkeypatch.setattr("nmke.forcing.POSITIONS_AT_ONCE", 2)
+    for one, other in zip(answer_all(tiny, asked), together, strict=True):
+        assert (one.argmax, one.hits, one.target) == (other.argmax, other.hits, other.target)
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)

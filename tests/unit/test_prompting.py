@@ -13,11 +13,12 @@ from nmke.ability import state_of
 from nmke.edit import Edit, WeightPatch
 from nmke.errors import EditError, ModelError, SessionError
 from nmke.facts import Fact, Neighbor
+from nmke.forcing import answer_all, next_token_table
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
 from nmke.lifelong.measures import drift
 from nmke.loading import LoadedModel
 from nmke.methods import get_method
-from nmke.metrics import answer_all, measure_fact, next_token_table
+from nmke.metrics import measure_fact
 from nmke.model import POST, RESID_POST
 from nmke.perplexity import HeldOut, mean_nll
 from nmke.progress import Silent

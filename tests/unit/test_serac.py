@@ -9,12 +9,12 @@ import torch
 from nmke.encoder import load_encoder
 from nmke.errors import EditError
 from nmke.facts import Fact, Neighbor
+from nmke.forcing import answer_all
 from nmke.loading import LoadedModel
 from nmke.methods.demonstrations import facts_of
 from nmke.methods.in_front import shown, statement
 from nmke.methods.scope import RIDGE, ScopeHead, fit, train_head
 from nmke.methods.serac import SERAC, EditMemory, SERACConfig
-from nmke.metrics import answer_all
 from nmke.progress import Silent
 from nmke.session import EditSession
 from tests.prompt_patches import edit_of, note
