@@ -20,7 +20,7 @@ from nmke.contexts import context_templates
 from nmke.facts import Fact
 from nmke.loading import load_model
 from nmke.methods.closed_form import Stopwatch, edit_of, write_layers
-from nmke.methods.nmke import NMKEConfig, find_masks, protection_of, solver_of
+from nmke.methods.nmke import NMKEConfig, kept_neurons, protection_of, solver_of
 from nmke.metrics import compare, mean_scores, measure_facts
 from nmke.model import EditableModel
 from nmke.perplexity import hold_out, mean_nll, perplexity
@@ -109,8 +109,7 @@ def edit_all(session: EditSession, facts: Sequence[Fact], config: NMKEConfig, ta
     templates = context_templates(session.model, config.context_seed, Silent(), config.context_text)
     protection = protection_of(session, config, Silent())
     for number, (fact, target) in enumerate(zip(facts, targets.of(config, templates), strict=True), 1):
-        masks = find_masks(session, [fact], templates, config, Silent())
-        weights = {layer: mask.weights for layer, mask in masks.items()}
+        weights, _ = kept_neurons(session, [fact], templates, config, Silent())
         solver = solver_of(session, config, protection, weights)
         watch = Stopwatch()
         written = write_layers(session, [fact], [target], templates, solver, weights, config, Silent(), watch)

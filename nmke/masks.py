@@ -88,6 +88,17 @@ class MaskConfig(Config):
         "or soft: every neuron, scaled by its normalised score.",
     )
 
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether every neuron is kept whatever its score, so that none needs to be known."""
+        general, specific = self.general_low == 1, self.specific_low == 1
+        return {
+            "union": general or specific,
+            "overlap": general and specific,
+            "general": general,
+            "specific": specific,
+        }.get(self.variant, False)
+
     @model_validator(mode="after")
     def _low_is_not_above_high(self) -> "MaskConfig":
         for kind in ("general", "specific"):

@@ -14,6 +14,7 @@ Beyond the paper, for the same masks (:mod:`nmke.methods.solvers`):
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -100,22 +101,21 @@ class NMKE(Method):
                 )
                 protection = protection_of(session, config, progress)
             with watch.stage("attribution"):
-                masks = find_masks(session, facts, templates, config, progress)
-            if not any(mask.count for mask in masks.values()):
+                kept, described = kept_neurons(session, facts, templates, config, progress)
+            if not any(bool(weight.any()) for weight in kept.values()):
                 raise EditError(
                     "The masks keep no neuron in any layer, so nothing would be written.",
                     "Raise the shares of neurons selected, or keep another kind of neuron.",
                 )
             with watch.stage("target"):
                 targets = find_targets(session, facts, templates, config, progress)
-            weights = {layer: mask.weights for layer, mask in masks.items()}
+            weights = kept
             if config.mask_acts == "in the solve":
-                weights = {layer: (weight > 0).float() for layer, weight in weights.items()}
+                weights = {layer: (weight > 0).float() for layer, weight in kept.items()}
             solver = solver_of(session, config, protection, weights)
             written = write_layers(
                 session, facts, targets, templates, solver, weights, config, progress, watch
             )
-        described = {layer: describe_mask(mask) for layer, mask in masks.items()}
         return edit_of(
             self.name, config, facts, written, targets, templates, watch, weights, {"masks": described}
         )
@@ -147,6 +147,26 @@ def solver_of(
     if by_prior:
         return PriorRidge(protection, config.prior_weight, config.ridge, session)
     return NullSpaceRidge(session, protection, config.ridge)
+
+
+def kept_neurons(
+    session: EditSession,
+    facts: Sequence[Fact],
+    templates: Sequence[str],
+    config: NMKEConfig,
+    progress: Progress,
+) -> tuple[dict[int, Tensor], dict[int, dict[str, Any]]]:
+    """Per edited layer what the mask weighs each neuron with [d_mlp], and the mask's figures.
+
+    Nothing is attributed where the mask keeps every neuron whatever its score.
+    """
+    if config.mask.keeps_everything:
+        count = session.model.d_mlp
+        everything = {layer: torch.ones(count) for layer in config.layers}
+        return everything, {layer: {"neurons": count, "attributed": False} for layer in config.layers}
+    masks = find_masks(session, facts, templates, config, progress)
+    weights = {layer: mask.weights for layer, mask in masks.items()}
+    return weights, {layer: describe_mask(mask) for layer, mask in masks.items()}
 
 
 def find_masks(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from nmke.attribution import attribute
 from nmke.contexts import context_templates
 from nmke.edit import Edit
 from nmke.errors import ConfigError, EditError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
+from nmke.masks import MaskConfig
 from nmke.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from nmke.methods.closed_form import ClosedFormConfig, Stopwatch, find_targets, write_layers
 from nmke.methods.memit import MEMIT, MEMITConfig
@@ -301,6 +303,28 @@ def test_nmkes_first_layer_is_the_dense_formula_of_its_options(
             P = vectors[:, values < 0.05] @ vectors[:, values < 0.05].T
             expected[S] = ridge_solve(found.K[S], R, K_p[S], P, config.ridge)
     assert near(edit.patches[0].matrix(), expected)
+
+
+def test_a_mask_that_keeps_every_neuron_is_written_without_attributing(
+    tiny: LoadedModel, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {"general_low": 1.0, "general_high": 1.0}
+    config = NMKEConfig.make(**closed_form(text)).changed(mask=whole, null_space_threshold=0.05)
+    session, attributed = edited_before(tiny, text), []
+
+    def noting(*arguments: Any) -> Any:
+        attributed.append(arguments)
+        return attribute(*arguments)
+
+    monkeypatch.setattr("nmke.methods.nmke.attribute", noting)
+    short = NMKE().plan(session, FACTS[:1], config, Silent())
+    assert not attributed
+    monkeypatch.setattr(MaskConfig, "keeps_everything", False)
+    plain = NMKE().plan(session, FACTS[:1], config, Silent())
+    assert len(attributed) == 1
+    for one, other in zip(short.patches, plain.patches, strict=True):
+        assert torch.equal(one.matrix(), other.matrix())
+    assert short.details["masks"][1] == {"neurons": tiny.d_mlp, "attributed": False}
 
 
 @pytest.mark.parametrize("consistent", [False, True])

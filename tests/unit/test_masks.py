@@ -103,6 +103,29 @@ def test_each_variant_keeps_its_neurons(variant: str, expected: list[int]) -> No
     assert got.tolist() == expected
 
 
+@pytest.mark.parametrize("variant", ["union", "overlap", "non_overlap", "general", "specific", "soft"])
+@pytest.mark.parametrize(("general", "specific"), [(1.0, 1.0), (1.0, 0.3), (0.3, 1.0), (0.3, 0.4)])
+@pytest.mark.parametrize("ties", ["all", "score"])
+def test_a_mask_that_says_it_keeps_everything_does_so_for_any_scores(
+    variant: str, general: float, specific: float, ties: str
+) -> None:
+    config = MaskConfig.make(
+        variant=variant,
+        ties=ties,
+        general_low=general,
+        general_high=max(general, 0.5),
+        specific_low=specific,
+        specific_high=max(specific, 0.5),
+    )
+    torch.manual_seed(0)
+    scores = [torch.randn(5, 64), torch.zeros(3, 64), torch.full((2, 64), math.nan)]
+    kept = [bool((build_mask(one, config).weights == 1).all()) for one in scores]
+    if config.keeps_everything:
+        assert all(kept)
+    else:
+        assert not kept[0]
+
+
 def test_the_soft_mask_takes_the_larger_normalised_score() -> None:
     got = soft_weights(torch.tensor([4.0, 1.0, 0.0]), torch.tensor([-1.0, 5.0, 10.0]), 4)
     assert got.tolist() == [1.0, 0.5, 1.0]
