@@ -7,11 +7,10 @@ the last checkpoint is done again after a kill, with the same bits: plans are fu
 """
 
 import gc
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ import torch
 
 from nmke.ability.running import state_of as state_of_session
 from nmke.edit import Edit
-from nmke.errors import Cancelled, EditError, FactRefused, NmkeError, ResourceError
+from nmke.errors import Cancelled, FactRefused, ResourceError
 from nmke.facts import Fact
 from nmke.lifelong.abilities import Suite
 from nmke.lifelong.checkpoint import load_checkpoint, save_checkpoint
+from nmke.lifelong.failing import Failed, failing, require_finite, require_same_editor
 from nmke.lifelong.files import (
     CHECKPOINT,
     EVENTS,
@@ -54,13 +54,8 @@ from nmke.storage import writing
 from nmke.store import plain
 from nmke.versions import library_versions
 
-_LOG = logging.getLogger(__name__)
 #: Given the digest of a state, what judges the model in it.
 _Judging = Callable[[str], Ability]
-
-
-class _Failed(Exception):
-    """One entrant cannot go on; the text is for the user."""
 
 
 def run(
@@ -123,7 +118,7 @@ def _run_one(
     try:
         work = _Work(folder, spec, entrant, seed, model, unedited, progress, judging)
         work.go()
-    except _Failed as failure:
+    except Failed as failure:
         log.append("failed", work.position if work else 0, message=str(failure))
         write_summary(folder)
     finally:
@@ -154,7 +149,7 @@ class _Work:
         own = run_folder(folder, entrant.label, seed)
         self.log, self.checkpoint = EventLog(own / EVENTS), own / CHECKPOINT
         before = self.log.read()
-        with _failing():
+        with failing():
             saved = load_checkpoint(model, self.checkpoint, self.facts)
         self.session = saved.session if saved else EditSession(model)
         self.position = self.saved = saved.position if saved else 0
@@ -167,7 +162,7 @@ class _Work:
         """Edit and measure to the end.
 
         Raises:
-            _Failed: the entrant cannot go on.
+            Failed: the entrant cannot go on.
             Cancelled, KeyboardInterrupt: the state is saved first.
         """
         config = self.spec.config
@@ -194,7 +189,7 @@ class _Work:
             # Ctrl-C may come in the middle of applying an edit or of writing it down; such a session is not kept.
             written = max((event["position"] for event in self.events if event["event"] == "edit"), default=0)
             if written == self.position and self.session.version == -(-self.position // config.batch):
-                with suppress(_Failed):  # then what came since the last checkpoint is done again
+                with suppress(Failed):  # then what came since the last checkpoint is done again
                     self._save()
             self._log("stopped", message="")
             raise
@@ -208,10 +203,10 @@ class _Work:
         self.progress.update(stage, first, self.spec.config.edits, facts[0].subject)
         within = _Within(self.progress, stage, first, self.spec.config.edits)
         started = time.perf_counter()
-        with _failing(f"Fact {first + 1}: "):
+        with failing(f"Fact {first + 1}: "):
             edit = self._plan(facts, within)
-            _require_finite(edit)
-            _require_same_editor(self.session.edits, edit)
+            require_finite(edit)
+            require_same_editor(self.session.edits, edit)
             self.session.apply(edit)
             self.session.settle()
         seconds = time.perf_counter() - started
@@ -244,7 +239,7 @@ class _Work:
         """Measure everything so far and write it down; the figures as they stand in the events."""
         config, stage = self.spec.config, f"measuring {self.named}"
         reports, rows = [], []
-        with _failing(f"Measuring at {self.position}: "):
+        with failing(f"Measuring at {self.position}: "):
             for index, fact in enumerate(self.facts[: self.position]):
                 self.progress.update(stage, index, self.position, fact.subject)
                 report = self._report(index, fact)
@@ -305,7 +300,7 @@ class _Work:
 
     def _save(self) -> None:
         if self.saved != self.position:
-            with _failing(
+            with failing(
                 f"Saving after {self.position}: ", but=ResourceError
             ):  # a full disk concerns all entrants
                 save_checkpoint(self.session, self.position, self.checkpoint)
@@ -331,62 +326,5 @@ class _Within(Progress):
         self._progress.update(self._stage, self._done, self._total, f"{stage}{amount}")
 
 
-@contextmanager
-def _failing(where: str = "", but: type[NmkeError] = Cancelled) -> Iterator[None]:
-    """Turns whatever a method or a measurement breaks on, but cancels, into the end of this one entrant."""
-    try:
-        yield
-    except (Cancelled, but):
-        raise
-    except Exception as problem:
-        raise _Failed(where + _explain(problem)) from None
-
-
-def _explain(problem: Exception) -> str:
-    if isinstance(problem, NmkeError):
-        return str(problem)
-    reason = " ".join(str(problem).split())[:300]
-    told = reason.lower()
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(
-        words in told for words in ("out of memory", "can't allocate memory", "not enough memory")
-    ):
-        return (
-            "The memory ran out. Edit fewer layers, load the model in a smaller dtype, or write fewer facts an edit; "
-            "then start the run in a new folder, or the same one on a larger machine."
-        )
-    _LOG.error("a lifelong run failed", exc_info=problem)
-    return f"It failed unexpectedly ({type(problem).__name__}: {reason})."
-
-
-def _require_finite(edit: Edit) -> None:
-    """Refuse an edit whose optimisation lost its numbers, also where the update itself came out finite.
-
-    Raises:
-        EditError: saying what is not finite.
-    """
-    edit.require_finite()
-    told = edit.details.get("target_probability")
-    values: Sequence[Any] = told if isinstance(told, list | tuple) else ()
-    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise EditError(
-            "The optimisation of the target gave no number.", "Lower its learning rate or its clamp."
-        )
-
-
 def _times(rise: float) -> str:
     return "no number times" if math.isnan(rise) else f"{perplexity(rise):.3g} times"
-
-
-def _require_same_editor(before: Sequence[Edit], edit: Edit) -> None:
-    """Refuse a trained editor that is not the one the run began with: its figures would be of two.
-
-    Raises:
-        EditError: saying so.
-    """
-    first = next((one.details["editor"] for one in before if "editor" in one.details), None)
-    now = edit.details.get("editor")
-    if first and now and first["digest"] != now["digest"]:
-        raise EditError(
-            "The trained editor is not the one this run began with.",
-            "Put that one back, or start a new run.",
-        )
