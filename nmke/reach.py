@@ -5,7 +5,8 @@ The few tokens it moves farthest up and farthest down are known by name and valu
 lie between two bounds. Both depend on weights alone, so they are measured once per model and layer and read from disk
 afterwards. For edited weights the far tokens stay the same and their values are brought up to date. The change ``d_i``
 widens the bounds of the others, by Cauchy and Schwarz ``|d_i . (u_v - mean u)| <= |d_i| max_v |u_v - mean u|``; where
-edits have moved so far that this says little, everything is measured anew.
+edits have moved so far that this says little, everything is measured anew, or the scores that fail such bounds are
+summed over the whole vocabulary, whichever costs less.
 """
 
 from dataclasses import dataclass, fields
@@ -20,8 +21,6 @@ from nmke.progress import Progress
 from nmke.resources import home
 from nmke.store import content_key, written_atomically
 
-#: Widening beyond this share of the reach says too little; measuring again is cheaper than exact sums.
-WORTH_WIDENING = 0.5
 #: So many tokens farthest up, and as many farthest down, are known for each neuron.
 FAR = 32
 #: Of a small vocabulary, at most this share each way.
@@ -68,13 +67,16 @@ def reach_of(
     unembedding: Float[Tensor, "d_vocab d_model"],
     block: int,
     progress: Progress,
+    widest: float = 0.5,
 ) -> Reach:
-    """Far tokens and bounds for the layer's active weights; a function of weights only, never of what was asked before.
+    """Far tokens and bounds for the layer's active weights; a function of these and the arguments, never of what was
+    asked before.
 
     Args:
         directions: the active value vectors as the unembedding reads them.
         unembedding: float32, on the model's device.
         block: neurons held against the whole vocabulary at once.
+        widest: bounds that edits have widened by more than so many times the reach are measured anew.
 
     Raises:
         Cancelled: from ``progress``, between blocks.
@@ -86,7 +88,7 @@ def reach_of(
     if not change.any():
         return known
     widened = widen(known, change, unembedding)
-    if (widened.width - known.width).median() > WORTH_WIDENING * (known.highest - known.lowest).median():
+    if (widened.width - known.width).median() > widest * (known.highest - known.lowest).median():
         return measure(directions, unembedding, block, progress, f"layer {layer}")
     return widened
 

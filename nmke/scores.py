@@ -9,6 +9,7 @@ every neuron of every prompt. :func:`score_layers` gives the same scores from tw
 - That expectation needs the whole vocabulary only for the few neurons that move the logits far (:mod:`nmke.partition`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,9 @@ DRAWS = (2048, 8192)
 LAYERS_TOGETHER = 5
 #: So many prompts share a draw and one product with the unembedding; 32 need 2.2 times less work each than 8.
 PROMPTS_TOGETHER = 32
+#: Bounds that edits widened by more than this over the number of prompts, in times the reach, are measured anew: whole
+#: sums in their place are dearer the more prompts there are, the measuring is not (benchmarks/speed.md).
+WIDEST = 60.0
 
 
 class AttributionConfig(Config):
@@ -250,12 +254,13 @@ class _Scorer:
         config, U = self.config, self.unembedding
         block = neurons_per_block(config.memory_mib, len(U))
         directions = self.model.readout.direction(self.model.W_out(layer).to(U.device))
+        widest = WIDEST / len(self.targets) if self.anchor is not None else math.inf
         tilts = Tilts(
             directions=directions,
             amounts=config.scale * self.activations[layer] * self.scale,
             p=self.log_p[layer].exp(),
             mean=self.mean[layer],
-            reach=reach_of(self.model, layer, directions, U, block, progress),
+            reach=reach_of(self.model, layer, directions, U, block, progress, widest),
         )
         value, bound = log_partition(tilts, U, self.anchor, config.tolerance, DRAWS, config.seed, block, tick)
         moved = tilts.amounts * ((U[self.targets] @ directions.T) - tilts.centre)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from nmke.errors import Cancelled, ConfigError, FactError, ModelError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
 from nmke.progress import Progress, Silent
+from nmke.reach import Reach, measure
 from nmke.scores import Reading, layers_together, neurons_per_block, rise, score_layers, score_plain
 from nmke.tokens import encode_batch
 
@@ -98,6 +100,32 @@ def test_fast_scores_equal_the_plain_twins(tiny: LoadedModel, kind: str, scale: 
         # Amplified a thousandfold the logits are in the thousands, and float32 carries 7 digits of them.
         assert torch.allclose(scores, plain, atol=2e-5 * scale / 30, rtol=1e-4)
         assert (bounds == 0).all()  # 320 tokens: every one is read
+
+
+@pytest.mark.parametrize(("widest", "measured"), [(0.0, True), (1e9, False)])
+def test_scores_of_edited_weights_keep_their_bounds_however_their_reach_is_found(
+    tiny: LoadedModel, cache: Path, monkeypatch: pytest.MonkeyPatch, widest: float, measured: bool
+) -> None:
+    monkeypatch.setattr("nmke.scores.DRAWS", (60, 90))  # so that 320 tokens are worth drawing from
+    monkeypatch.setattr("nmke.scores.WIDEST", widest)
+    config, anew = AttributionConfig.make(tolerance=0.01), []
+    read, targets = _read(tiny, [1])
+    list(score_layers(tiny, [1], read, targets, config, Silent()))  # the unedited model is measured, once
+
+    def noting(*arguments: Any) -> Reach:
+        anew.append(arguments)
+        return measure(*arguments)
+
+    monkeypatch.setattr("nmke.reach.measure", noting)
+    torch.manual_seed(0)
+    changed = tiny.W_out(1) + 0.02 * torch.randn(tiny.d_mlp, tiny.d_model)
+    with tiny.weights_in({1: tiny.as_stored(1, changed)}):
+        read, targets = _read(tiny, [1])
+        ((_, scores, bounds),) = score_layers(tiny, [1], read, targets, config, Silent())
+        plain = score_plain(tiny, 1, read, targets, config)
+    assert bool(anew) == measured
+    assert (bounds <= 0.01).all() and ((scores - plain).abs() <= bounds + 2e-5).all()
+    assert (bounds > 0).any()  # some were drawn
 
 
 def test_a_block_boundary_does_not_change_a_score(llama: LoadedModel) -> None:
