@@ -37,7 +37,7 @@ STEPS = (
     "dashboard.facts_table.facts_to_jsonl",
     "dashboard.preview._estimate",
     "nmke.loading.LoadedModel.generate",
-    "nmke.metrics.next_token_table",
+    "nmke.forcing.next_token_table",
 )
 SLIDER = "neurons.mask.specific_low-specific_high"
 
