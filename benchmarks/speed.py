@@ -36,7 +36,7 @@ from nmke.presets import preset_for
 from nmke.progress import Silent
 from nmke.reach import reach_of
 from nmke.readers import read_facts
-from nmke.scores import neurons_per_block, score_layers, score_plain
+from nmke.scores import WIDEST, neurons_per_block, score_layers, score_plain
 from nmke.session import EditSession
 from nmke.target import optimise_targets
 from nmke.tokens import encode_batch
@@ -134,7 +134,7 @@ def _measure_reach(model: LoadedModel, layers: Any) -> float:
     block = neurons_per_block(AttributionConfig().memory_mib, len(U))
     return timed(
         lambda: [
-            reach_of(model, layer, model.readout.direction(model.W_out(layer)), U, block, Silent())
+            reach_of(model, layer, model.readout.direction(model.W_out(layer)), U, block, Silent(), WIDEST)
             for layer in layers
         ]
     )[1]

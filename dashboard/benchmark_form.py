@@ -7,9 +7,10 @@ import streamlit as st
 from dashboard import benchmark_work as work
 from dashboard import frame, jobs, state
 from dashboard.neurons_settings import CHOICES
-from dashboard.preset_choice import choose_preset, entrant_label, form_key
+from dashboard.preset_choice import choose_preset, form_key
 from dashboard.widgets import FormLook, config_form
 from nmke.errors import NmkeError
+from nmke.preset_names import labelled
 
 if TYPE_CHECKING:
     from nmke.lifelong import Entrant, LifelongConfig
@@ -181,7 +182,7 @@ def _editors(model: "LoadedModel") -> "list[Entrant] | None":
             st.error(f"The settings of {known[name].title} cannot be used; open them above.")
             sound = False
         else:
-            chosen.append(Entrant(entrant_label(known[name].title, preset), name, config))
+            chosen.append(Entrant(labelled(known[name].title, preset.name), name, config))
     return chosen if sound else None
 
 

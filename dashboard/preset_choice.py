@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from nmke.preset_names import STANDARD
+
 if TYPE_CHECKING:
     from nmke.loading import LoadedModel
     from nmke.presets import Preset
@@ -33,14 +35,5 @@ def choose_preset(model: "LoadedModel", method: str, key: str) -> "Preset":
 
 def form_key(model: "LoadedModel", method: str, preset: "Preset", key: str) -> str:
     """The key of the form of that preset's settings: what is changed there stays with the preset."""
-    from nmke.presets import STANDARD
-
     own = "" if preset.name == STANDARD else f".{preset.name}"
     return f"{key}.{method}{own}.{model.weight_hash[:12]}"
-
-
-def entrant_label(title: str, preset: "Preset") -> str:
-    """What a run calls a method with that preset."""
-    from nmke.presets import STANDARD
-
-    return title if preset.name == STANDARD else f"{title} {preset.name}"

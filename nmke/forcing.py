@@ -1,5 +1,6 @@
 """What the model answers to prompts with targets teacher-forced: the raw material of every score."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,8 +44,7 @@ class Answer:
 @torch.no_grad()
 def next_token_table(model: EditableModel, prompt: str, k: int = 5) -> list[tuple[str, float]]:
     """The ``k`` most likely next tokens with their probabilities."""
-    batch = pad([encode(model.tokenizer, prompt)], pad_id(model.tokenizer))
-    final = model.run(batch, [("final", -1)])[("final", -1)]
+    final = _final(model, [encode(model.tokenizer, prompt)])
     probabilities, tokens = model.logits(final[0, -1]).softmax(-1).topk(k)
     return list(zip(token_texts(model.tokenizer, tokens.tolist()), probabilities.tolist(), strict=True))
 
@@ -98,8 +98,7 @@ def _answer_all(
     answers = []
     for (prompt, target), forced, best, log_p in zip(asked, targets, argmax, own, strict=True):
         hits = tuple(a == b for a, b in zip(best, forced or best, strict=True))
-        first = float(torch.tensor(log_p[0]).exp())
-        answers.append(Answer(prompt, target, best, hits, first, sum(log_p)))
+        answers.append(Answer(prompt, target, best, hits, math.exp(log_p[0]), sum(log_p)))
     return answers
 
 
@@ -137,7 +136,7 @@ def longest_of(texts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[
 
 
 def _final(
-    model: EditableModel, rows: Sequence[tuple[int, ...]], past: Past | None
+    model: EditableModel, rows: Sequence[Sequence[int]], past: Past | None = None
 ) -> Float[Tensor, "row position d_model"]:
-    batch = pad([list(row) for row in rows], pad_id(model.tokenizer))
+    batch = pad(rows, pad_id(model.tokenizer))
     return model.run(batch, [("final", -1)], past=past)[("final", -1)]

@@ -9,9 +9,7 @@ from nmke.config import Config
 from nmke.errors import EditError
 from nmke.methods import Method, get_method
 from nmke.model import EditableModel
-
-#: The preset that is taken where none is named.
-STANDARD = "standard"
+from nmke.preset_names import STANDARD
 
 
 @dataclass(frozen=True)
@@ -204,15 +202,19 @@ def presets_for(model: EditableModel, method: str) -> dict[str, Preset]:
     """
     chosen = get_method(method)
     shape = (model.n_layers, model.d_model, model.d_mlp, model.d_vocab)
-    guessed = chosen.guess(model.n_layers)
-    told = _tell_guess(guessed, model.n_layers)
-    presets = {STANDARD: Preset(chosen.config_class.make(**guessed), "guessed", told)}
-    if (method, *shape) in _VERIFIED:
-        presets[STANDARD] = _verified(chosen, STANDARD, _VERIFIED[method, *shape])
+    measured = _VERIFIED.get((method, *shape))
+    presets = {
+        STANDARD: _verified(chosen, STANDARD, measured) if measured else _guessed(chosen, model.n_layers)
+    }
     for (of, name, *known), found in _MORE.items():
         if of == method and tuple(known) == shape:
             presets[name] = _verified(chosen, name, found)
     return presets
+
+
+def _guessed(method: Method, n_layers: int) -> Preset:
+    guessed = method.guess(n_layers)
+    return Preset(method.config_class.make(**guessed), "guessed", _tell_guess(guessed, n_layers))
 
 
 def _verified(method: Method, name: str, found: _Verified) -> Preset:

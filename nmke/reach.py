@@ -67,7 +67,7 @@ def reach_of(
     unembedding: Float[Tensor, "d_vocab d_model"],
     block: int,
     progress: Progress,
-    widest: float = 0.5,
+    widest: float,
 ) -> Reach:
     """Far tokens and bounds for the layer's active weights; a function of these and the arguments, never of what was
     asked before.

@@ -20,6 +20,7 @@ from nmke.cli.options import (
     read_fact_file,
 )
 from nmke.cli.terminal import INTERRUPTED, TerminalProgress, note, say
+from nmke.preset_names import STANDARD
 
 
 def edit(
@@ -29,7 +30,7 @@ def edit(
     method: Annotated[str, typer.Option(help="Editing method; `nmke methods` lists them.")] = "nmke",
     preset: Annotated[
         str, typer.Option(help="Which of the method's presets for the model, where there are several.")
-    ] = "standard",
+    ] = STANDARD,
     limit: LimitOption = None,
     independent: Annotated[
         bool,

@@ -17,6 +17,7 @@ from nmke.cli.options import (
 )
 from nmke.cli.terminal import TerminalProgress, note, say, warn
 from nmke.errors import ConfigError
+from nmke.preset_names import STANDARD, labelled
 
 if TYPE_CHECKING:
     from nmke.lifelong import Entrant, Results, Spec
@@ -147,7 +148,7 @@ class ChosenEntrant:
         ConfigError: a setting the method does not have.
     """
 
-    def __init__(self, label: str, method: str, changes: Sequence[str], preset: str = "") -> None:
+    def __init__(self, label: str, method: str, changes: Sequence[str], preset: str = STANDARD) -> None:
         from nmke.methods import get_method
 
         self.label, self.method, self.changes, self.preset = label, method, list(changes), preset
@@ -160,9 +161,9 @@ class ChosenEntrant:
             EditError: the method has no such preset for this model.
         """
         from nmke.lifelong.spec import Entrant
-        from nmke.presets import STANDARD, preset_for
+        from nmke.presets import preset_for
 
-        base = preset_for(model, self.method, self.preset or STANDARD).config
+        base = preset_for(model, self.method, self.preset).config
         return Entrant(self.label, self.method, change_settings(base, self.changes))
 
 
@@ -178,7 +179,8 @@ def read_entrants(
     named: list[tuple[str, str, str, str]] = []
     for name in filter(None, map(str.strip, methods.split(","))):
         method, _, preset = name.partition("@")
-        named.append((f"{method} {preset}".strip(), method, preset, ""))
+        preset = preset or STANDARD
+        named.append((labelled(method, preset), method, preset, ""))
     for text in entrants or ():
         match = _ENTRANT.fullmatch(text.strip())
         if match is None:
@@ -186,7 +188,7 @@ def read_entrants(
                 f"--entrant {text} names no entrant.",
                 "Write for example --entrant soft=nmke:mask.alpha=20,layers=4-8.",
             )
-        named.append((match[1].strip(), match[2], match[3] or "", match[4] or ""))
+        named.append((match[1].strip(), match[2], match[3] or STANDARD, match[4] or ""))
     if not named:
         raise ConfigError("No method is named.", "Give --methods nmke, or --entrant LABEL=METHOD:KEY=VALUE.")
     shared = _settings_by_method(settings, {method for _, method, *_ in named})

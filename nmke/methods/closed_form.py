@@ -123,11 +123,16 @@ class Written:
 def prepare(
     session: EditSession, facts: Sequence[Fact], config: ClosedFormConfig, progress: Progress
 ) -> tuple[tuple[str, ...], dict[int, NullSpace]]:
-    """Context templates and null spaces, computed once per model; see :func:`prepare_facts`."""
-    templates = prepare_facts(
-        session, facts, config.layers, config.context_seed, progress, config.context_text
-    )
+    """Context templates and null spaces, computed once per model; see :func:`prepare_layers`."""
+    templates = prepare_layers(session, facts, config, progress)
     return templates, null_spaces(session.model, config, config.layers, progress)
+
+
+def prepare_layers(
+    session: EditSession, facts: Sequence[Fact], config: LayersConfig, progress: Progress
+) -> tuple[str, ...]:
+    """:func:`prepare_facts` with the layers and contexts of the settings."""
+    return prepare_facts(session, facts, config.layers, config.context_seed, progress, config.context_text)
 
 
 def prepare_facts(

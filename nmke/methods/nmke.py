@@ -31,7 +31,7 @@ from nmke.methods.closed_form import (
     find_targets,
     guess_layers,
     null_spaces,
-    prepare_facts,
+    prepare_layers,
     second_moments,
     write_layers,
 )
@@ -96,9 +96,7 @@ class NMKE(Method):
         watch = Stopwatch()
         with watch.stage("total"):
             with watch.stage("statistics"):
-                templates = prepare_facts(
-                    session, facts, config.layers, config.context_seed, progress, config.context_text
-                )
+                templates = prepare_layers(session, facts, config, progress)
                 protection = protection_of(session, config, progress)
             with watch.stage("attribution"):
                 kept, described = kept_neurons(session, facts, templates, config, progress)

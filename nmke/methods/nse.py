@@ -38,7 +38,7 @@ from nmke.methods.closed_form import (
     Written,
     edit_of,
     guess_layers,
-    prepare_facts,
+    prepare_layers,
     second_moments,
     write_layers,
 )
@@ -176,9 +176,7 @@ class NSE(Method):
         watch = Stopwatch()
         with watch.stage("total"):
             with watch.stage("statistics"):
-                templates = prepare_facts(
-                    session, facts, config.layers, config.context_seed, progress, config.context_text
-                )
+                templates = prepare_layers(session, facts, config, progress)
                 moments = second_moments(session.model, config.statistics, config.layers, progress)
             assert moments is not None  # the settings refuse to be made without a text
             with watch.stage("target"), session.original():

@@ -15,6 +15,7 @@ from typing import Any, Self
 from nmke.config import Config
 from nmke.errors import ConfigError, EditError
 from nmke.lifelong.spec import Entrant, LifelongConfig
+from nmke.preset_names import STANDARD, labelled
 from nmke.sweep.spec import MethodRow, Source, flat_names, nearest
 
 #: More runs than this are asked for by ``--yes``.
@@ -43,11 +44,11 @@ class Run:
     config: LifelongConfig
     device: str = "auto"
     dtype: str = "auto"
-    preset: str = "standard"
+    preset: str = STANDARD
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; of a standard preset nothing is said, as before there were others."""
-        named = {} if self.preset == "standard" else {"preset": self.preset}
+        named = {} if self.preset == STANDARD else {"preset": self.preset}
         return {
             **named,
             "name": self.name,
@@ -84,7 +85,7 @@ class Run:
         config = self.config
         own = ",".join(f"{name}={_as_text(self.method, name, value)}" for name, value in self.changes.items())
         words = ["nmke", "lifelong", "--model", self.model, "--data", self.data]
-        named = "" if self.preset == "standard" else f"@{self.preset}"
+        named = "" if self.preset == STANDARD else f"@{self.preset}"
         words += ["--entrant", f"{self.label}={self.method}{named}" + (f":{own}" if own else "")]
         words += ["--edits", str(config.edits), "--eval-at", ",".join(map(str, config.marks))]
         words += ["--seeds", str(self.seed)]
@@ -275,8 +276,10 @@ def _place(source: Source, number: int, part: str, name: str) -> tuple[str, ...]
 
 def _label(row: MethodRow, tried: Mapping[str, Any]) -> str:
     """The row's label and what the configuration tries, cut to what can name a folder."""
-    own = row.name if row.preset == "standard" else f"{row.name} {row.preset}"
-    parts = [row.label or own, *(f"{name} {_told(value)}" for name, value in tried.items())]
+    parts = [
+        row.label or labelled(row.name, row.preset),
+        *(f"{name} {_told(value)}" for name, value in tried.items()),
+    ]
     # No "=": the command line splits there.
     label = re.sub(r"[^\w .,+()-]+", "-", " ".join(parts)).strip(" .,-")
     if len(label) <= _LONGEST:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from nmke.config import Config
 from nmke.errors import ConfigError
 from nmke.lifelong.spec import LifelongConfig
+from nmke.preset_names import STANDARD
 
 #: Where in the file something stands: keys and indices from the top.
 Place = tuple[str | int, ...]
@@ -26,7 +27,7 @@ class MethodRow(Config):
     name: str = Field(min_length=1, title="Method", description="Its registry name, see `nmke methods`.")
     label: str = Field("", title="Label", description="What its runs are called; the method's name if empty.")
     preset: str = Field(
-        "standard",
+        STANDARD,
         pattern=r"^[\w-]+$",
         title="Preset",
         description="Which of the method's presets for a model the settings start from, where there are several.",

@@ -16,7 +16,7 @@ def directions_of(model: LoadedModel, layer: int) -> torch.Tensor:
 
 
 def find(model: LoadedModel, directions: torch.Tensor) -> Reach:
-    return reach_of(model, 1, directions, model.readout.unembedding.float(), 9, Silent())
+    return reach_of(model, 1, directions, model.readout.unembedding.float(), 9, Silent(), 0.5)
 
 
 def test_it_is_the_extreme_over_the_vocabulary(tiny: LoadedModel, cache: Path) -> None:

@@ -191,7 +191,7 @@ def test_the_command_of_a_run_means_that_run() -> None:
         given = dict(zip(words[2::2], words[3::2], strict=True))
         (entrant,) = read_entrants("", [given["--entrant"]], None)
         assert (entrant.label, entrant.method) == (run.label, run.method)
-        assert (entrant.preset or "standard") == run.preset
+        assert entrant.preset == run.preset
         default = get_method(run.method).config_class()
         assert change_settings(default, entrant.changes) == run.entrant(default).config
         assert given["--model"] == run.model and given["--data"] == run.data
