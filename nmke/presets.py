@@ -1,15 +1,17 @@
 """Settings known to work on a model, and settings guessed from its depth, marked as such."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from nmke.config import Config
-from nmke.errors import EditError
+from nmke.errors import ConfigError, EditError
 from nmke.methods import Method, get_method
 from nmke.model import EditableModel
 from nmke.preset_names import STANDARD
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,31 @@ def presets_for(model: EditableModel, method: str) -> dict[str, Preset]:
         if of == method and tuple(known) == shape:
             presets[name] = _verified(chosen, name, found)
     return presets
+
+
+def changed_anywhere(method: str, change: Callable[[AnyConfig], AnyConfig]) -> AnyConfig:
+    """The change of whichever settings it fits: the method's defaults, or else a preset of some model.
+
+    A check before the model is known. A share that is above the default's highest may well fit the preset's.
+
+    Raises:
+        EditError: no such method.
+        ConfigError: from ``change``, of the defaults; it fits no preset either.
+    """
+    chosen: Any = get_method(method).config_class
+    try:
+        return change(chosen())
+    except ConfigError as refused:
+        for found in _measured(method):
+            try:
+                return change(chosen.make(**found.values))
+            except ConfigError:
+                continue
+        raise refused
+
+
+def _measured(method: str) -> list[_Verified]:
+    return [found for known in (_VERIFIED, _MORE) for (of, *_), found in known.items() if of == method]
 
 
 def _guessed(method: Method, n_layers: int) -> Preset:

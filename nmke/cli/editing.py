@@ -54,10 +54,11 @@ def edit(
     from nmke.cli.edit_run import EditRun
     from nmke.loading import load_model
     from nmke.methods import get_method
-    from nmke.presets import preset_for
+    from nmke.presets import changed_anywhere, preset_for
 
     chosen = get_method(method)
-    change_settings(chosen.config_class(), settings)  # a typing error is told before the model is loaded
+    # A typing error is told before the model is loaded.
+    changed_anywhere(method, lambda base: change_settings(base, settings))
     make_folder(out)
     with TerminalProgress() as progress:
         loaded = load_model(model, device, dtype, trust_remote_code=trust_remote_code, progress=progress)

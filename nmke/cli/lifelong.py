@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmke.cli.options import (
-    MOST_PROBLEMS_TOLD,
     DeviceOption,
     DtypeOption,
     ModelOption,
     OutOption,
     TrustOption,
     change_settings,
+    tell_problems,
 )
 from nmke.cli.terminal import TerminalProgress, note, say, warn
 from nmke.errors import ConfigError
@@ -123,11 +123,7 @@ def lifelong(
 
     with TerminalProgress() as progress:
         found = read_data(data, progress)
-        for problem in found.problems[:MOST_PROBLEMS_TOLD]:
-            field = f", {problem.field}" if problem.field else ""
-            warn(f"row {problem.row}{field}: {problem.problem} {problem.remedy}".strip())
-        if len(found.problems) > MOST_PROBLEMS_TOLD:
-            warn(f"{len(found.problems) - MOST_PROBLEMS_TOLD} more rows were left out.")
+        tell_problems(found.problems)
         loaded = load_model(model, device, dtype, trust_remote_code=trust_remote_code, progress=progress)
         entrants = [one.on(loaded) for one in chosen]
         spec = start(out, loaded, found.facts, entrants, config, found.about)
@@ -149,10 +145,10 @@ class ChosenEntrant:
     """
 
     def __init__(self, label: str, method: str, changes: Sequence[str], preset: str = STANDARD) -> None:
-        from nmke.methods import get_method
+        from nmke.presets import changed_anywhere
 
         self.label, self.method, self.changes, self.preset = label, method, list(changes), preset
-        change_settings(get_method(method).config_class(), self.changes)
+        changed_anywhere(method, lambda base: change_settings(base, self.changes))
 
     def on(self, model: "LoadedModel") -> "Entrant":
         """The entrant with the settings for this model.
@@ -178,7 +174,11 @@ def read_entrants(
     """
     named: list[tuple[str, str, str, str]] = []
     for name in filter(None, map(str.strip, methods.split(","))):
-        method, _, preset = name.partition("@")
+        method, at, preset = map(str.strip, name.partition("@"))
+        if at and not preset:
+            raise ConfigError(
+                f"--methods {name} names no preset.", f"Write {method}, or {method}@ and one of its presets."
+            )
         preset = preset or STANDARD
         named.append((labelled(method, preset), method, preset, ""))
     for text in entrants or ():
@@ -200,6 +200,7 @@ def read_entrants(
 
 def default_marks(edits: int, batch: int) -> tuple[int, ...]:
     """Where the paper measures, each moved to the end of its edit, and at the end."""
+    batch = max(batch, 1)  # another is refused together with the other settings
     moved = {-(-mark // batch) * batch for mark in MARKS}
     return tuple(sorted({mark for mark in moved if mark < edits} | {max(edits, 1)}))
 

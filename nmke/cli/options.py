@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +13,9 @@ from nmke.config import Config
 from nmke.errors import ConfigError, ResourceError
 from nmke.facts import Fact
 from nmke.storage import writing
+
+if TYPE_CHECKING:
+    from nmke.readers import RowProblem
 
 EXAMPLES = "examples"
 MOST_PROBLEMS_TOLD = 10
@@ -61,12 +64,17 @@ def read_fact_file(facts: str, limit: int | None) -> tuple[Fact, ...]:
     if facts == EXAMPLES and not Path(facts).exists():
         return builtin_facts()[:limit]
     table = read_facts(Path(facts), limit=limit)
-    for problem in table.problems[:MOST_PROBLEMS_TOLD]:
+    tell_problems(table.problems)
+    return table.facts
+
+
+def tell_problems(problems: Sequence["RowProblem"]) -> None:
+    """Warn of rows that were left out, each with its remedy; of many only that there are more."""
+    for problem in problems[:MOST_PROBLEMS_TOLD]:
         field = f", {problem.field}" if problem.field else ""
         warn(f"row {problem.row}{field}: {problem.problem} {problem.remedy}".strip())
-    if len(table.problems) > MOST_PROBLEMS_TOLD:
-        warn(f"{len(table.problems) - MOST_PROBLEMS_TOLD} more rows were left out.")
-    return table.facts
+    if len(problems) > MOST_PROBLEMS_TOLD:
+        warn(f"{len(problems) - MOST_PROBLEMS_TOLD} more rows were left out.")
 
 
 def parse_layers(text: str) -> list[int] | None:
@@ -98,7 +106,7 @@ def change_settings(config: AnyConfig, assignments: Sequence[str] | None) -> Any
         key, sign, text = assignment.partition("=")
         if not sign or not key.strip():
             raise ConfigError(
-                f"--set {assignment} is no key=value.", "Write for example --set mask.alpha=20."
+                f"The setting {assignment!r} is no key=value.", "Write for example mask.alpha=20."
             )
         *groups, name = key.strip().split(".")
         place = values
@@ -108,13 +116,16 @@ def change_settings(config: AnyConfig, assignments: Sequence[str] | None) -> Any
             place = place[group]
         if name not in place:
             raise ConfigError(f"There is no setting {key.strip()!r}.", _known(values))
-        place[name] = _value(text.strip(), place[name])
+        place[name] = _value(name, text.strip(), place[name])
     return type(config).make(**values)
 
 
-def _value(text: str, before: Any) -> Any:
-    if isinstance(before, tuple | list) and (layers := _maybe_layers(text)) is not None:
-        return layers
+def _value(name: str, text: str, before: Any) -> Any:
+    if name == "layers" or isinstance(before, tuple | list):
+        if before is None and text.lower() == "all":
+            return None
+        if (layers := _maybe_layers(text)) is not None:
+            return layers
     if isinstance(before, str):
         return text
     try:

@@ -258,13 +258,16 @@ def _checked(source: Source, number: int, default: Config, changes: Mapping[str,
             part = "grid" if name in row.grid else "set"
             place = source.row("methods", number, part, *_place(source, number, part, name))
             raise ConfigError(f"{place}: {row.name} has no setting {name!r}.", nearest(name, list(known)))
+    from nmke.presets import changed_anywhere
+
     try:
-        settings = flat_names(with_changes(default, changes).model_dump(mode="json"))
+        fitting = changed_anywhere(row.name, lambda base: with_changes(base, changes))
     except ConfigError as error:
         at = next((part for part in ("grid", "set") if getattr(row, part)), "name")
         raise ConfigError(
             f"{source.row('methods', number, at)}: {row.name}: {error.what}", error.remedy
         ) from None
+    settings = flat_names(fitting.model_dump(mode="json"))
     return {name: settings[name] for name in changes}
 
 

@@ -109,6 +109,10 @@ def test_a_failure_has_its_exit_code_and_is_told(
     [
         (("--methods", "nmke,telepathy"), "Methods: "),
         (("--methods", "nmke@reckless"), "no preset 'reckless' for this model. Presets: standard."),
+        (("--methods", "nmke@"), "--methods nmke@ names no preset"),
+        (("--batch", "0"), "batch: Input should be greater than or equal to 1"),
+        (("--entrant", "soft=nmke:ridge"), "The setting 'ridge' is no key=value"),
+        (("--set", "nmke.mask.general_low=0.9"), "lowest share 0.9 is above their highest share 0.4"),
         (("--eval-at", "3,1"), "in order they are 1, 3"),
         (("--eval-at", "1,5"), "mark 5 lies after the last of 4 edits"),
         (("--eval-at", "soon"), "no list of whole numbers"),

@@ -3,10 +3,11 @@
 import pytest
 
 from nmke.cli.lifelong import read_entrants
-from nmke.errors import EditError
+from nmke.cli.options import change_settings
+from nmke.errors import ConfigError, EditError
 from nmke.loading import LoadedModel
 from nmke.methods import methods
-from nmke.presets import STANDARD, _Verified, preset_for, presets_for
+from nmke.presets import STANDARD, _Verified, changed_anywhere, preset_for, presets_for
 
 
 @pytest.fixture
@@ -49,3 +50,25 @@ def test_an_entrant_begins_with_the_preset_it_names(careful: LoadedModel) -> Non
     assert own.on(careful).config.model_dump()["ridge"] == 8.0
     assert plain.on(careful).config.model_dump()["ridge"] != 7.0
     assert all(one.on(careful).config.model_dump()["context_seed"] == 3 for one in (named, own, plain))
+
+
+def test_before_the_model_is_known_a_change_may_fit_any_preset(careful: LoadedModel) -> None:
+    def config_with(*changes: str) -> object:
+        return changed_anywhere("nmke", lambda base: change_settings(base, changes)).model_dump()["mask"]
+
+    # By the authors' defaults the highest share is 0.4, by a measured preset 0.8.
+    assert config_with("mask.general_low=0.5")["general_high"] == 0.8
+    assert config_with("mask.general_low=0.2")["general_high"] == 0.4
+    with pytest.raises(ConfigError, match=r"lowest share 0.9 is above their highest share 0.85"):
+        config_with("mask.general_low=0.9", "mask.general_high=0.85")
+    with pytest.raises(ConfigError, match="no setting 'speed'"):
+        config_with("speed=1")
+
+
+@pytest.mark.parametrize(("text", "layers"), [("1-2", [1, 2]), ("2", [2]), ("all", None)])
+def test_layers_are_written_the_same_way_where_none_are_the_default(
+    text: str, layers: list[int] | None
+) -> None:
+    (entrant,) = read_entrants("kn", None, [f"kn.layers={text}"])
+    found = change_settings(methods()["kn"].config_class(), entrant.changes).model_dump()["layers"]
+    assert found == (layers if layers is None else tuple(layers))

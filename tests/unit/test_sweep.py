@@ -107,6 +107,13 @@ def test_a_method_with_one_layer_takes_single_layers_alone() -> None:
     assert "layers: list of its own" in error.remedy
 
 
+def test_the_documented_sweep_is_planned() -> None:
+    page = Path(__file__).parents[2] / "docs" / "comparison-on-a-cluster.md"
+    runs = planned(page.read_text().split("```yaml\n")[1].split("```")[0]).runs
+    # Its highest share 0.6 is above the authors' 0.4, and below the preset's of the model it names.
+    assert {run.changes.get("mask.general_low") for run in runs} == {None, 0.3, 0.6}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "row", "words", "remedy"),
     [
