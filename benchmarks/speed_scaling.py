@@ -86,7 +86,7 @@ def _attribution(d_mlp: int, d_model: int, d_vocab: int) -> Stage:
     h = (torch.randn(d_model) + 0.1 * torch.randn(6, d_model)) / d_model**0.5
     p = (h @ U.T).softmax(-1)
     amounts = 0.08 * torch.randn(6, d_mlp) * torch.rand(d_mlp).pow(-0.25)
-    tilts = Tilts(X, amounts, p, p @ U, measure(X, U, 256, Silent()))
+    tilts = Tilts(X, amounts, p.log(), p @ U, measure(X, U, 256, Silent()))
     stage = Stage(f"log-partitions, D {d_mlp}, d {d_model}, V {d_vocab}", unit="nats")
     everything = torch.ones_like(amounts[:1], dtype=torch.bool)
 
@@ -97,7 +97,9 @@ def _attribution(d_mlp: int, d_model: int, d_vocab: int) -> Stage:
     def plain() -> torch.Tensor:
         rows = []
         for row in range(6):
-            alone = Tilts(X, amounts[row : row + 1], p[row : row + 1], tilts.mean[row : row + 1], tilts.reach)
+            alone = Tilts(
+                X, amounts[row : row + 1], tilts.log_p[row : row + 1], tilts.mean[row : row + 1], tilts.reach
+            )
             shift = amounts[row] * (alone.centre - tilts.centre)
             rows.append(by_sum(alone, U, everything, 256)[0] + shift)
         return torch.stack(rows)

@@ -15,6 +15,7 @@ Example:
     >>> found.scores[4].shape  # [prompt, d_mlp]
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,9 +111,17 @@ class Attribution:
         largest = max(float(bound.max()) for bound in self.bounds.values())
         unit = "nats" if self.config.kind == "lps" else "of probability"
         return (
-            f"Scores are within {largest:.1g} {unit}: {whole:.0%} are read from the whole vocabulary, the "
-            f"others from tokens drawn with seed {self.config.seed}, each with its own error bound."
+            f"Scores are within {_one_digit_up(largest):.1g} {unit}: {whole:.0%} are read from the whole vocabulary, "
+            f"the others from tokens drawn with seed {self.config.seed}, each with its own error bound."
         )
+
+
+def _one_digit_up(number: float) -> float:
+    """To one significant digit, never less than the number, but for rounding of its own last digits."""
+    if number <= 0:
+        return 0.0
+    digit = 10.0 ** math.floor(math.log10(number))
+    return math.ceil(number / digit - 1e-6) * digit
 
 
 def prompts_of(

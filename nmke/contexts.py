@@ -29,9 +29,9 @@ TOKENS = 10
 TOP_K = 5
 #: Tokens of a sentence that may stand in front of a prompt, fewest and most.
 SENTENCE_TOKENS = (8, 20)
-#: From a capital, the paragraph's first or after a sentence's end, to a full stop after a word that is no initial;
+#: From a letter, the paragraph's first or after a sentence's end, to a full stop after a word that is no initial;
 #: nothing within that ends a sentence or stands for the prompt.
-SENTENCE = re.compile(r"(?:(?<=^)|(?<=\w{3}[.!?]\s))[^\W\d_a-z][^.!?{}]*\w{3}\.(?=\s|$)")
+_SENTENCE = re.compile(r"(?:(?<=^)|(?<=\w{3}[.!?]\s))[^\W\d_][^.!?{}]*\w{3}\.(?=\s|$)")
 
 
 def context_templates(
@@ -70,6 +70,11 @@ def context_templates(
     return templates
 
 
+def sentences_of(paragraph: str) -> list[str]:
+    """Its whole sentences; one that begins in lower case, of whatever alphabet, is none."""
+    return [text for text in _SENTENCE.findall(paragraph) if not text[0].islower()]
+
+
 def _as_template(text: str) -> str:
     return text.replace("{", " ").replace("}", " ").strip() + ". {}"
 
@@ -81,9 +86,9 @@ def _sentences(model: EditableModel, text: StatisticsConfig, seed: int, progress
     fewest, most = SENTENCE_TOKENS
     found: list[str] = []
     for paragraph in paragraphs:
-        for match in SENTENCE.finditer(paragraph):
-            if fewest <= len(encode(model.tokenizer, match.group())) <= most and match.group() not in found:
-                found.append(match.group())
+        for sentence in sentences_of(paragraph):
+            if fewest <= len(encode(model.tokenizer, sentence)) <= most and sentence not in found:
+                found.append(sentence)
                 break
         if len(found) == len(OPENINGS):
             return found

@@ -19,8 +19,10 @@ vanish.
 The error bound of the first two is Bernstein's for independent draws, ``5 sd + 25/6 * largest``: ``sd`` the draw's
 standard deviation (itself estimated on the draw), ``largest`` what a single token left out could at most contribute,
 given how far the neuron can move any but its far tokens. Both are over those other tokens only; with the far ones, the
-heavy tails, they would be several times larger. By it about one score in 100 000 may lie outside; it is a statement
-about the draw, whose seed is a setting, not a certainty.
+heavy tails, they would be several times larger. The rounding of the terms is added, so that where they nearly cancel a
+neuron goes on to the sum. The bound is a statement about the draw, whose seed is a setting, not a certainty: with the
+true deviation about one score in 100 000 would lie outside, and with one estimated on the draw more, where a few
+hundred unlikely tokens have one and the same embedding and none of them is drawn.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,6 +43,10 @@ _CHUNK = 2**18
 _SAFE_EXPONENT = 60.0
 #: Relative error of a second moment summed in float32, with room to spare.
 _ROUNDING = 2.0**-19
+#: Relative error of each term of a total, that of the distribution's sum over the vocabulary included.
+_ROUNDING_OF_TERMS = 2.0**-16
+#: Sums smaller than exp of this are not trusted to probabilities, of which float32 has none below exp(-103).
+_SMALLEST_EXPONENT = -16.0
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,21 @@ class Tilts:
     Attributes:
         directions: ``x_i`` [d_mlp, d_model], float32.
         amounts: ``c`` per prompt and neuron.
-        p: each prompt's distribution before [prompt, d_vocab].
+        log_p: each prompt's distribution before, as logarithms [prompt, d_vocab].
         mean: ``E_p[u]`` per prompt [prompt, d_model].
         reach: each neuron's far tokens, and bounds of ``a`` over the others.
     """
 
     directions: Float[Tensor, "d_mlp d_model"]
     amounts: Float[Tensor, "prompt d_mlp"]
-    p: Float[Tensor, "prompt d_vocab"]
+    log_p: Float[Tensor, "prompt d_vocab"]
     mean: Float[Tensor, "prompt d_model"]
     reach: Reach
+
+    @cached_property
+    def p(self) -> Float[Tensor, "prompt d_vocab"]:
+        """Each prompt's distribution before; 0 for tokens below what float32 can hold."""
+        return self.log_p.exp()
 
     @cached_property
     def centre(self) -> Float[Tensor, " d_mlp"]:
@@ -180,8 +191,9 @@ def draw_tokens(p: Float[Tensor, "prompt d_vocab"], size: int, seed: int) -> Dra
         return Draw(torch.arange(p.shape[1], device=p.device), torch.ones_like(p[0]))
     size_of = p.amax(0).double().cpu().clamp_min(1e-300)
     largest = size_of.sort(descending=True).values
-    # Tokens at or above the threshold are always in; the rest share the places left.
-    rest = largest.sum() - largest.cumsum(0) + largest
+    # Tokens at or above the threshold are always in; the rest share the places left. Summed from the smallest up: next
+    # to a sure token the others would be lost.
+    rest = largest.flip(0).cumsum(0).flip(0)
     thresholds = rest / (size - torch.arange(len(largest))).clamp_min(1)
     threshold = thresholds[(largest <= thresholds).nonzero()[0, 0]]
     inclusion = (size_of / threshold).clamp(max=1)
@@ -216,7 +228,7 @@ def by_moments(
     T, size = torch.maximum(*down_up), tilts.amounts.abs()
     anchored, anchored_rest = anchor.second(tilts)
     second = c**2 * (beta[:, None] * anchored_rest + W_rest @ A2.T)
-    total = 1 + tilts.first() + second / 2 + c**3 / 6 * (W @ A3.T) + c**4 / 24 * (W @ A4.T) + tilts.far
+    terms = (tilts.first(), second / 2, c**3 / 6 * (W @ A3.T), c**4 / 24 * (W @ A4.T), tilts.far)
 
     sd = size**2 / 2 * ((spare * W_rest**2) @ A4.T).sqrt()
     sd += size**3 / 6 * ((spare * W**2) @ (A3 * A3).T).sqrt()
@@ -224,7 +236,7 @@ def by_moments(
     beyond_fourth = second.abs() * T**3 / 120 * down_up[1].clamp(max=_SAFE_EXPONENT).exp()
     # What is left of the anchor's moment without the far tokens is as uncertain as the whole one's float32.
     rounding = _ROUNDING * c**2 / 2 * beta[:, None].abs() * anchored
-    return _log_with_bound(total, SIGMAS * sd + _LARGEST * largest + beyond_fourth + rounding)
+    return _log_with_bound(terms, SIGMAS * sd + _LARGEST * largest + beyond_fourth + rounding, down_up[1])
 
 
 def _lean(
@@ -277,8 +289,8 @@ def by_sample(
     plain, leaned = drawn, drawn + b * half * (anchored_rest - control)
     left = variance + b * half * (b * half * control_variance - 2 * cross)
 
-    down, up = tilts.extremes()
-    up = up.clamp(max=_SAFE_EXPONENT)
+    down, farthest = tilts.extremes()
+    up = farthest.clamp(max=_SAFE_EXPONENT)
     T = torch.maximum(down, up)
     # The largest of |p - b anchor| is convex in b, so between 0 and beta it lies under the chord.
     worst_b = worst + b / beta.clamp_min(1e-30) * (worst_rest - worst)
@@ -292,8 +304,8 @@ def by_sample(
         + _ROUNDING * b * half * anchored
     )
     better = error_leaned < error
-    total = 1 + tilts.first() + tilts.far + torch.where(better, leaned, plain)
-    return _log_with_bound(total, torch.where(better, error_leaned, error))
+    terms = (tilts.first(), tilts.far, torch.where(better, leaned, plain))
+    return _log_with_bound(terms, torch.where(better, error_leaned, error), farthest)
 
 
 def by_sum(
@@ -310,8 +322,7 @@ def by_sum(
         tick: called before each block; what it raises ends the work.
     """
     found = torch.full_like(tilts.amounts, torch.nan)
-    up = tilts.farthest_up()
-    centre, log_p = tilts.centre, tilts.p.log()
+    up, first, centre = tilts.farthest_up(), tilts.first(), tilts.centre
     for neurons in todo.any(0).nonzero()[:, 0].split(block):
         tick()
         A = (tilts.directions[neurons] @ unembedding.T).sub_(centre[neurons, None])
@@ -319,10 +330,11 @@ def by_sum(
             for asked in _some(todo[row, neurons], max(1, 8 * _CHUNK // A.shape[1])):
                 which = neurons[asked]
                 t = A[asked].mul_(tilts.amounts[row, which, None])
-                if up[row, which].max() < _SAFE_EXPONENT:
+                # E[exp t] is at least exp E[t]: by that the sum is neither too large nor too small for float32.
+                if up[row, which].max() < _SAFE_EXPONENT and first[row, which].min() > _SMALLEST_EXPONENT:
                     found[row, which] = (t.exp_() @ tilts.p[row]).log()
                 else:
-                    found[row, which] = t.add_(log_p[row]).logsumexp(1)
+                    found[row, which] = t.add_(tilts.log_p[row]).logsumexp(1)
     return found
 
 
@@ -369,9 +381,15 @@ def _curve(t: Tensor) -> Tensor:
     return torch.expm1(t) - t
 
 
-def _log_with_bound(total: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm, and how far off it is when ``total`` is off by up to ``error``."""
+def _log_with_bound(terms: tuple[Tensor, ...], error: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of 1 and the terms, and how far off it is when they are off by up to ``error`` and rounding.
+
+    Nothing is known where a token may be moved ``up`` so far that it counts at a probability float32 has as 0.
+    """
+    stacked = torch.stack(terms)
+    total = 1 + stacked.sum(0)
+    error = error + _ROUNDING_OF_TERMS * (1 + stacked.abs().sum(0))
     value = total.clamp_min(1e-30).log()
     bound = -torch.log1p(-(error / total))
-    known = (error < total) & total.isfinite() & bound.isfinite()
+    known = (error < total) & total.isfinite() & bound.isfinite() & (up < _SAFE_EXPONENT)
     return value, torch.where(known, bound, torch.inf)

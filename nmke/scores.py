@@ -79,7 +79,8 @@ class AttributionConfig(Config):
         title="Tolerance (nats)",
         description="How far an LPS score may be off. Above 0, most neurons are read from the tokens that matter, "
         "each with an error bound, and only the others from the whole vocabulary; 0 reads every neuron from the "
-        "whole vocabulary. For PSA the same number bounds the probability's error.",
+        "whole vocabulary. For PSA that bounds the log of the probability reached, so its own error by about the "
+        "same number.",
     )
     seed: int = Field(0, ge=0, title="Seed", description="Which tokens are drawn where a tolerance is given.")
     memory_mib: int = Field(
@@ -144,7 +145,7 @@ def rise(
 
 
 def _floored(log_p: Tensor, config: AttributionConfig) -> Tensor:
-    return log_p.exp().clamp_min(config.prob_floor).log()
+    return log_p.clamp_min(math.log(config.prob_floor)) if config.prob_floor else log_p
 
 
 def neurons_per_block(memory_mib: int, d_vocab: int) -> int:
@@ -258,11 +259,13 @@ class _Scorer:
         tilts = Tilts(
             directions=directions,
             amounts=config.scale * self.activations[layer] * self.scale,
-            p=self.log_p[layer].exp(),
+            log_p=self.log_p[layer],
             mean=self.mean[layer],
             reach=reach_of(self.model, layer, directions, U, block, progress, widest),
         )
         value, bound = log_partition(tilts, U, self.anchor, config.tolerance, DRAWS, config.seed, block, tick)
         moved = tilts.amounts * ((U[self.targets] @ directions.T) - tilts.centre)
         before = self.log_p[layer].gather(1, self.targets[:, None])
-        return rise(before, before + moved - value, config), bound
+        # What is off by its bound must not be a probability above 1.
+        after = (before + moved - value).clamp_max(0)
+        return rise(before, after, config), bound if config.kind == "lps" else bound.expm1()

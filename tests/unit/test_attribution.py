@@ -20,7 +20,15 @@ from nmke.facts import Fact
 from nmke.loading import LoadedModel
 from nmke.progress import Progress, Silent
 from nmke.reach import Reach, measure
-from nmke.scores import Reading, layers_together, neurons_per_block, rise, score_layers, score_plain
+from nmke.scores import (
+    PROMPTS_TOGETHER,
+    Reading,
+    layers_together,
+    neurons_per_block,
+    rise,
+    score_layers,
+    score_plain,
+)
 from nmke.tokens import encode_batch
 
 PROMPTS = [Prompt("The capital of France is"), Prompt("A cat says"), Prompt("You and I take")]
@@ -136,7 +144,10 @@ def test_a_block_boundary_does_not_change_a_score(llama: LoadedModel) -> None:
     assert torch.allclose(blocks, whole, atol=1e-6)
 
 
-def test_more_prompts_than_share_a_draw_are_scored_as_if_alone(llama: LoadedModel) -> None:
+def test_more_prompts_than_share_a_draw_are_scored_as_if_alone(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmke.scores.PROMPTS_TOGETHER", 5)
     many = attribute(llama, [*PROMPTS, *PROMPTS, *PROMPTS, *PROMPTS], [1])
     few = attribute(llama, PROMPTS, [1])
     assert torch.allclose(many.scores[1][9:], few.scores[1], atol=1e-5)
@@ -145,7 +156,8 @@ def test_more_prompts_than_share_a_draw_are_scored_as_if_alone(llama: LoadedMode
 def test_the_workspace_bounds_the_block_and_the_layers_prepared_at_once() -> None:
     assert neurons_per_block(512, 128_256) * 2 * 4 * 128_256 <= 512 * 2**20
     assert neurons_per_block(16, 10**9) == 1
-    assert layers_together(512, 128_256) * 3 * 4 * 8 * 128_256 <= 512 * 2**20
+    one_layer = 3 * 4 * PROMPTS_TOGETHER * 128_256 / 2**20
+    assert layers_together(int(3 * one_layer) + 1, 128_256) == 3
     assert layers_together(16, 10**9) == 1
 
 
@@ -253,7 +265,10 @@ def test_cancelling_between_blocks_of_one_layer_stops_the_work(llama: LoadedMode
 
 def test_the_table_carries_each_scores_bound(llama: LoadedModel) -> None:
     found = attribute(llama, PROMPTS, [1])
-    assert (found.frame().bound == 0).all()
+    bounds = torch.arange(found.bounds[1].numel()).reshape_as(found.bounds[1]) / 7
+    frame = dataclasses.replace(found, bounds={1: bounds}).frame()
+    row = frame[(frame.prompt == PROMPTS[2].text) & (frame.neuron == 5)].iloc[0]
+    assert row.bound == pytest.approx(float(bounds[2, 5]))
 
 
 def test_what_is_measured_once_per_model_moves_the_bar_of_all_layers(llama: LoadedModel, cache: Path) -> None:
@@ -269,3 +284,11 @@ def test_what_is_measured_once_per_model_moves_the_bar_of_all_layers(llama: Load
     assert {stage for stage, *_ in told if "reach" in stage} == set()
     assert [done for done, _ in scoring] == sorted(done for done, _ in scoring)
     assert {total for _, total in scoring} == {llama.n_layers}
+
+
+def test_without_a_floor_a_rise_far_below_any_probability_is_still_a_number() -> None:
+    config = AttributionConfig.make(prob_floor=0.0)
+    found = rise(torch.tensor([-120.0, -2.0]), torch.tensor([-110.0, -1700.0]), config)
+    assert found.tolist() == [10.0, -1698.0]
+    floored = rise(torch.tensor([-120.0, -2.0]), torch.tensor([-110.0, -1700.0]), AttributionConfig())
+    assert floored.tolist() == pytest.approx([0.0, math.log(1e-8) + 2])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nmke.contexts import SENTENCE, SENTENCE_TOKENS, context_templates
+from nmke.contexts import SENTENCE_TOKENS, context_templates, sentences_of
 from nmke.errors import ConfigError, EditError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
@@ -61,11 +61,12 @@ def test_a_seed_means_the_same_sentences_and_another_means_others(tiny: LoadedMo
         ("a boat left. Then it rained!", []),
         ("About {this} one. The boat left.", ["The boat left."]),
         ("It cost 3.5 pounds in all.", []),
+        ("über dem See. École fermée.", ["École fermée."]),
         ("Öl floats. Why? Nobody knows.", ["Öl floats.", "Nobody knows."]),
     ],
 )
 def test_a_sentence_is_whole(paragraph: str, sentences: list[str]) -> None:
-    assert [match.group() for match in SENTENCE.finditer(paragraph)] == sentences
+    assert sentences_of(paragraph) == sentences
 
 
 def test_too_little_text_is_told(tiny: LoadedModel, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def make_tilts(
         U[rare] = 4 * X[neuron] / X[neuron].norm() ** 2
     p = (h @ U.T).softmax(-1)
     amounts = strength * torch.randn(prompts, D_MLP)
-    return Tilts(X, amounts, p, p @ U, measure(X, U, 7, Silent())), U
+    return Tilts(X, amounts, p.log(), p @ U, measure(X, U, 7, Silent())), U
 
 
 def plain(tilts: Tilts, U: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_the_sum_over_every_token_is_right_on_two_tokens_worked_out_by_hand() ->
     tilts = Tilts(
         torch.ones(1, 1),
         torch.tensor([[math.log(3)]]),
-        p,
+        p.log(),
         p @ U,
         Reach(torch.zeros(1), torch.ones(1), *none_far),
     )
@@ -219,6 +219,69 @@ def test_an_exponential_that_overflows_is_summed_over_every_token() -> None:
     assert not tilts.far.isfinite().all()
     value, _ = log_partition(tilts, U, Anchor.at(tilts.p.mean(0), U), 1e-3, (400, 1500), 0, 16)
     assert torch.allclose(value, plain(tilts, U), atol=1e-3, rtol=1e-4)
+
+
+def confident(gap: float, reach: float) -> tuple[Tilts, torch.Tensor]:
+    """Two prompts, each sure of another token by ``gap`` nats, and neurons that push the first down by ``reach``."""
+    torch.manual_seed(17)
+    U = 0.05 * torch.randn(V, D_MODEL)
+    U[0, 0], U[1, 1] = 4.0, 4.0
+    log_p = torch.zeros(2, V)
+    log_p[0, 0] = log_p[1, 1] = gap
+    log_p = log_p.log_softmax(-1)
+    X = 0.02 * torch.randn(D_MLP, D_MODEL)
+    X[:, 0] = -1.0
+    amounts = torch.full((2, D_MLP), reach / 4)
+    return Tilts(X, amounts, log_p, log_p.exp() @ U, measure(X, U, 7, Silent())), U
+
+
+@pytest.mark.parametrize(("gap", "reach"), [(20.0, 4.0), (29.0, 10.0), (32.0, 12.0)])
+def test_where_terms_cancel_the_bound_holds_their_rounding(gap: float, reach: float) -> None:
+    tilts, U = confident(gap, reach)
+    assert float(tilts.first()[0].max()) < -reach / 3
+    value, bound = log_partition(tilts, U, Anchor.at(tilts.p.mean(0), U), 1e-3, (400, 1500), 0, 16)
+    assert ((value - plain(tilts, U)).abs() <= bound + 1e-4).all()
+
+
+def test_a_token_below_what_a_probability_can_hold_still_counts_in_the_sum() -> None:
+    # Logits (0, 0, -120), the last token alone moved by 130: log(2 e^0 + e^10) - log 2.
+    log_p = torch.tensor([[0.0, 0.0, -120.0]]).log_softmax(-1)
+    U = torch.tensor([[0.0], [0.0], [1.0]])
+    tilts = Tilts(
+        torch.ones(1, 1),
+        torch.tensor([[130.0]]),
+        log_p,
+        log_p.exp() @ U,
+        measure(torch.ones(1, 1), U, 1, Silent()),
+    )
+    assert float(tilts.p[0, 2]) == 0
+    expected = math.log(2 + math.exp(10)) - math.log(2)
+    assert float(by_sum(tilts, U, everything(tilts), 8)) == pytest.approx(expected, rel=1e-6)
+    value, bound = log_partition(tilts, U, Anchor.at(tilts.p[0], U), 1e-3, (2, 2), 0, 1)
+    assert float(value) == pytest.approx(expected, rel=1e-6) and float(bound) == 0
+
+
+def test_a_sum_too_small_for_float32_is_taken_in_logarithms() -> None:
+    # Nearly all lies on one token, which is moved down by 130, and the rest by nothing.
+    log_p = torch.tensor([[0.0, -90.0]]).log_softmax(-1)
+    U = torch.tensor([[1.0], [0.0]])
+    none_far = (torch.empty(1, 0, dtype=torch.long), torch.empty(1, 0))
+    tilts = Tilts(
+        torch.ones(1, 1),
+        torch.tensor([[-130.0]]),
+        log_p,
+        torch.zeros(1, 1),
+        Reach(torch.zeros(1), torch.ones(1), *none_far),
+    )
+    assert float(log_p.exp()[0, 1]) > 0
+    assert float(by_sum(tilts, U, everything(tilts), 8)) == pytest.approx(-90, abs=1e-4)
+
+
+def test_tokens_are_drawn_beside_one_that_is_sure() -> None:
+    log_p = torch.full((1, 50), -300.0)
+    log_p[0, 7] = 0.0
+    draw = draw_tokens(log_p.double().exp(), 5, 0)
+    assert 7 in draw.tokens and draw.inclusion[7] == 1
 
 
 def test_the_bound_shrinks_as_more_tokens_are_drawn() -> None:
