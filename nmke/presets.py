@@ -172,8 +172,8 @@ _MORE: Mapping[tuple[str, str, int, int, int, int], _Verified] = MappingProxyTyp
             },
             "SmolLM2-135M-Instruct, 200 CounterFact facts one after the other: reliability 0.97, paraphrases 0.64, "
             "locality 0.79, perplexity 1.10 times the unedited model's; AlphaEdit with its published settings 0.98, "
-            "0.52, 0.88 and 1.15. On 200 ZsRE facts it is below AlphaEdit: 0.81, 0.65, 0.76 and 1.09 against 0.89, 0.67, "
-            "0.79 and 1.12. It writes every neuron. How it was found: benchmarks/trade_off.md.",
+            "0.52, 0.88 and 1.15. On 200 ZsRE facts it is below AlphaEdit: 0.81, 0.65, 0.76 and 1.09 against 0.89, "
+            "0.67, 0.79 and 1.12. It writes every neuron. How it was found: benchmarks/trade_off.md.",
         ),
     }
 )
