@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from nmke.config import Config
 from nmke.errors import ConfigError, EditError
 from nmke.methods import Method, get_method
 from nmke.model import EditableModel
 from nmke.preset_names import STANDARD
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def presets_for(model: EditableModel, method: str) -> dict[str, Preset]:
     return presets
 
 
-def changed_anywhere(method: str, change: Callable[[AnyConfig], AnyConfig]) -> AnyConfig:
+def changed_anywhere(method: str, change: Callable[[Config], Config]) -> Config:
     """The change of whichever settings it fits: the method's defaults, or else a preset of some model.
 
     A check before the model is known. A share that is above the default's highest may well fit the preset's.
@@ -224,7 +222,7 @@ def changed_anywhere(method: str, change: Callable[[AnyConfig], AnyConfig]) -> A
         EditError: no such method.
         ConfigError: from ``change``, of the defaults; it fits no preset either.
     """
-    chosen: Any = get_method(method).config_class
+    chosen = get_method(method).config_class
     try:
         return change(chosen())
     except ConfigError as refused:
