@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nmke.cli.terminal import warn
-from nmke.config import Config
+from nmke.dotted import AnyConfig, flat_names, with_changes
 from nmke.errors import ConfigError, ResourceError
 from nmke.facts import Fact
 from nmke.storage import writing
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = "examples"
 MOST_PROBLEMS_TOLD = 10
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Registry name, folder with safetensors, .gguf file or hub id.")
@@ -101,27 +99,21 @@ def change_settings(config: AnyConfig, assignments: Sequence[str] | None) -> Any
     Raises:
         ConfigError: an unknown key, or a value that is not allowed.
     """
-    values: dict[str, Any] = config.model_dump()
+    before = flat_names(config.model_dump())
+    changes = {}
     for assignment in assignments or ():
         key, sign, text = assignment.partition("=")
-        if not sign or not key.strip():
+        name = key.strip()
+        if not sign or not name:
             raise ConfigError(
                 f"The setting {assignment!r} is no key=value.", "Write for example mask.alpha=20."
             )
-        *groups, name = key.strip().split(".")
-        place = values
-        for group in groups:
-            if not isinstance(place.get(group), dict):
-                raise ConfigError(f"There is no group of settings {group!r} in {key!r}.", _known(values))
-            place = place[group]
-        if name not in place:
-            raise ConfigError(f"There is no setting {key.strip()!r}.", _known(values))
-        place[name] = _value(name, text.strip(), place[name])
-    return type(config).make(**values)
+        changes[name] = _value(name, text.strip(), before.get(name))
+    return with_changes(config, changes)
 
 
 def _value(name: str, text: str, before: Any) -> Any:
-    if name == "layers" or isinstance(before, tuple | list):
+    if name.rpartition(".")[2] == "layers" or isinstance(before, tuple | list):
         if before is None and text.lower() == "all":
             return None
         if (layers := _maybe_layers(text)) is not None:
@@ -139,16 +131,6 @@ def _maybe_layers(text: str) -> list[int] | None:
         return parse_layers(text)
     except ConfigError:
         return None
-
-
-def _known(values: Mapping[str, Any], prefix: str = "") -> str:
-    def names(group: Mapping[str, Any], prefix: str) -> list[str]:
-        found = []
-        for name, value in group.items():
-            found += names(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-        return found
-
-    return f"Known settings: {', '.join(names(values, prefix))}."
 
 
 def make_folder(out: Path) -> Path:

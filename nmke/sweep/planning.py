@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from nmke.config import Config
+from nmke.dotted import flat_names, nearest, with_changes
 from nmke.errors import ConfigError, EditError
 from nmke.lifelong.spec import Entrant, LifelongConfig
 from nmke.preset_names import STANDARD, labelled
-from nmke.sweep.spec import MethodRow, Source, flat_names, nearest
+from nmke.sweep.spec import MethodRow, Source
 
 #: More runs than this are asked for by ``--yes``.
 MANY = 10_000
@@ -163,26 +164,6 @@ def plan(source: Source, *, many: bool = False) -> Plan:
             f"Two runs would have the folder {twice}.", "Rename one of the models or data files."
         )
     return Plan(tuple(runs))
-
-
-def with_changes(preset: Config, changes: Mapping[str, Any]) -> Config:
-    """The settings with some changed by dotted names.
-
-    Raises:
-        ConfigError: an unknown name, or a value that is not allowed.
-    """
-    values = preset.model_dump()
-    for name, value in changes.items():
-        *groups, last = name.split(".")
-        place = values
-        for group in groups:
-            place = place[group] if isinstance(place.get(group), dict) else {}
-        if last not in place or isinstance(place[last], dict):
-            raise ConfigError(
-                f"There is no setting {name!r}.", nearest(name, list(flat_names(preset.model_dump())))
-            )
-        place[last] = value
-    return type(preset).make(**values)
 
 
 def _count(source: Source) -> int:

@@ -1,6 +1,5 @@
 """The file of a sweep: YAML, read without running anything in it, every mistake told with its row."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from nmke.config import Config
+from nmke.dotted import flat_names, nearest
 from nmke.errors import ConfigError
 from nmke.lifelong.spec import LifelongConfig
 from nmke.preset_names import STANDARD
@@ -185,24 +185,6 @@ def parse_spec(text: str) -> Source:
         told = [_tell(problem, values, rows) for problem in problems[:3]]
         more = f" And {len(problems) - 3} more." if len(problems) > 3 else ""
         raise ConfigError(" ".join(what for what, _ in told) + more, told[0][1]) from None
-
-
-def flat_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config's plain values by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat_names(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A remedy that names what was probably meant, and what there is."""
-    close = difflib.get_close_matches(name, known, 1, 0.6)
-    meant = f"Did you mean {close[0]}? " if close else ""
-    return f"{meant}Known here: {', '.join(known)}."
 
 
 def _load(text: str) -> tuple[dict[str, Any], Rows]:

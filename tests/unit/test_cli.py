@@ -154,7 +154,8 @@ def test_settings_are_changed_by_dotted_names():
     ("assignment", "words"),
     [
         ("alpha=20", "no setting 'alpha'"),
-        ("masks.alpha=20", "no group of settings 'masks'"),
+        ("masks.alpha=20", "no setting 'masks.alpha'.*Did you mean mask.alpha"),
+        ("mask=20", "no setting 'mask'"),
         ("mask.alpha", "no key=value"),
         ("mask.alpha=0", "mask.alpha"),
         ("mask.alpha=-3", "mask.alpha"),
