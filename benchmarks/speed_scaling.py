@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.timing import Stage, median_seconds, print_rows, timed
 from nmke.history import KeyHistory, history_bytes
-from nmke.model import POST
 from nmke.moments import NullSpace
 from nmke.moments_collect import Collected
 from nmke.partition import Anchor, Tilts, by_sum, log_partition
 from nmke.progress import Silent
 from nmke.reach import measure
+from nmke.sites import POST
 from nmke.solve import ridge_solve
 from nmke.texts import read_windows
 from nmke.tokens import Batch

@@ -325,12 +325,13 @@ def token_losses(model: "EditableModel", question: "Question") -> tuple[tuple[st
     """The question with its right answer as tokens, and the loss of each after the first, in nats."""
     from nmke.answers.reading import nats_of
     from nmke.questions import options_of, prompt_of
+    from nmke.sites import FINAL
     from nmke.tokens import encode, pad, pad_id, token_texts
 
     ids = encode(
         model.tokenizer, prompt_of(question, "cloze") + options_of(question, "cloze")[question.answer]
     )
-    final = model.run(pad([ids], pad_id(model.tokenizer)), [("final", -1)])[("final", -1)][0]
+    final = model.run(pad([ids], pad_id(model.tokenizer)), [FINAL])[FINAL][0]
     return tuple(token_texts(model.tokenizer, ids)), tuple(nats_of(model, final[:-1], ids[1:]))
 
 

@@ -28,10 +28,11 @@ from torch import Tensor
 
 from nmke.errors import FactError
 from nmke.facts import Fact
-from nmke.model import POST, RESID_MID, RESID_POST, EditableModel, Site
+from nmke.model import EditableModel
 from nmke.progress import Progress, Silent
 from nmke.scores import AttributionConfig as AttributionConfig
 from nmke.scores import Reading, score_layers
+from nmke.sites import POST, RESID_MID, RESID_POST, Site
 from nmke.tokens import Batch, encode_batch, encode_continuation, fill_template, token_texts
 
 

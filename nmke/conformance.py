@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmke.model import MLP_OUT, POST, RESID_MID, RESID_POST, EditableModel
+from nmke.model import EditableModel
+from nmke.sites import FINAL, MLP_OUT, POST, RESID_MID, RESID_POST
 from nmke.tokens import Batch
 
 #: Largest relative error let pass, by the model's dtype.
@@ -144,6 +145,6 @@ def _readout(model: EditableModel, batch: Batch, plain: Tensor) -> tuple[str, fl
 
 
 def _logits(model: EditableModel, batch: Batch, plain: Tensor) -> tuple[str, float]:
-    final = model.run(batch, [("final", -1)])[("final", -1)]
+    final = model.run(batch, [FINAL])[FINAL]
     error = _relative(model.logits(final).cpu(), plain.cpu())
     return f"largest relative error {error:.1e}", error

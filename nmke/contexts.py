@@ -20,6 +20,7 @@ from nmke.model import EditableModel
 from nmke.moments import StatisticsConfig
 from nmke.progress import Progress, Silent
 from nmke.resources import home
+from nmke.sites import FINAL
 from nmke.store import content_key, written_atomically
 from nmke.texts import paragraphs_read, text_hash
 from nmke.tokens import encode, pad
@@ -107,7 +108,7 @@ def _sample(model: EditableModel, seed: int, progress: Progress) -> list[str]:
     for step in range(TOKENS):
         progress.update("writing contexts", step, TOKENS)
         batch = pad(rows, 0)
-        final = model.run(batch, [("final", -1)])[("final", -1)]
+        final = model.run(batch, [FINAL])[FINAL]
         places = torch.arange(len(rows)), batch.last
         logits, tokens = model.logits(final[places]).cpu().topk(TOP_K, dim=-1)
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)

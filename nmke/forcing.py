@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.fronts import Fronts
-from nmke.model import EditableModel, Past
+from nmke.model import EditableModel
+from nmke.past import Past
+from nmke.sites import FINAL
 from nmke.tokens import encode, encode_continuation, pad, pad_id, token_texts
 
 #: Positions whose next-token distributions are held at once.
@@ -139,4 +141,4 @@ def _final(
     model: EditableModel, rows: Sequence[Sequence[int]], past: Past | None = None
 ) -> Float[Tensor, "row position d_model"]:
     batch = pad(rows, pad_id(model.tokenizer))
-    return model.run(batch, [("final", -1)], past=past)[("final", -1)]
+    return model.run(batch, [FINAL], past=past)[FINAL]

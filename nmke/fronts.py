@@ -18,7 +18,8 @@ from nmke.prompting import PromptPatch
 from nmke.tokens import Batch, encode, pad, pad_id
 
 if TYPE_CHECKING:
-    from nmke.model import EditableModel, Past
+    from nmke.model import EditableModel
+    from nmke.past import Past
 
 #: Tokens of fronts that are kept, and tokens (fronts included) that are read at once.
 KEPT_TOKENS, READ_TOKENS = 8192, 8192

@@ -23,6 +23,7 @@ from nmke.modules import ModulePatch
 from nmke.progress import Progress, Silent
 from nmke.prompting import PromptPatch
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.tokens import encode_batch
 
 #: Measured pairs of passes, with and without the edits, and prompts in a pass.
@@ -130,8 +131,8 @@ def measure_cost(
     def seconds(weights: AbstractContextManager[None]) -> float:
         with weights:
             started = time.perf_counter()
-            kept = model.run(batch, [("final", -1)])
-            kept[("final", -1)][0, -1, 0].item()  # waits for a device that works on its own
+            kept = model.run(batch, [FINAL])
+            kept[FINAL][0, -1, 0].item()  # waits for a device that works on its own
             return time.perf_counter() - started
 
     for weights in (session.original, session.active):

@@ -19,9 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nmke.facts import Fact
-from nmke.model import POST, RESID_POST, EditableModel
+from nmke.model import EditableModel
 from nmke.replay import Replay
 from nmke.session import EditSession
+from nmke.sites import POST, RESID_POST
 from nmke.tokens import Batch, encode, fill_template, find_subject_last, pad, pad_id
 
 

@@ -6,70 +6,39 @@ takes them out again, so that sessions sharing one model never see each other's 
 the same way, by :meth:`EditableModel.holding`.
 """
 
-import copy
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nmke.errors import ModelError
+from nmke.held import Held, held_at
 from nmke.modules import ModulePatch
+from nmke.past import Past, attention_inputs
 from nmke.prompting import PromptPatch
 from nmke.readout import Readout
+from nmke.sites import (
+    RESID_MID,
+    Site,
+    SiteHook,
+    hook_name,
+    keeping,
+    replacing,
+    sites_to_hook,
+    value_at,
+)
 from nmke.tokens import Batch, encode_batch, pad_id
 
 if TYPE_CHECKING:
     from nmke.fronts import Fronts
     from nmke.replay import Unhooked
-
-#: A place in the model: a kind of value and the layer it belongs to.
-Site = tuple[str, int]
-#: Neurons of a layer, and the activation they are held at: one number, or one for each.
-Held = tuple[Sequence[int] | Int[Tensor, " held"], float | Float[Tensor, " held"]]
-#: Receives the value at a site and returns what takes its place.
-SiteHook = Callable[[Tensor], Tensor]
-
-POST = "post"  #: neuron activations, the down projection's input [prompt, position, d_mlp]
-RESID_MID = "resid_mid"  #: the residual stream just before the MLP adds its output
-RESID_POST = "resid_post"  #: the residual stream after the layer
-MLP_OUT = "mlp_out"  #: what the MLP adds to the residual stream
-
-_HOOKS: Mapping[str, str] = {
-    POST: "blocks.{}.mlp.hook_post",
-    RESID_MID: "blocks.{}.hook_resid_mid",
-    RESID_POST: "blocks.{}.hook_resid_post",
-    MLP_OUT: "blocks.{}.hook_mlp_out",
-}
-_FINAL = "ln_final.hook_out"
-
-
-@dataclass(frozen=True)
-class Past:
-    """Every layer's keys and values for tokens in front of a batch, padded on the left.
-
-    Attributes:
-        cache: the Hugging Face cache object; never extended, each run extends a copy.
-        mask: 1 on its real tokens [prompt, position].
-        key: equal for pasts of the same tokens, read in the same way; empty where nobody keeps account.
-    """
-
-    cache: Any
-    mask: Int[Tensor, "prompt position"]
-    key: str = ""
-
-    def copy(self) -> "Past":
-        """One that can be extended: a cache's layers replace their tensors, so the tensors can be shared."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return Past(cache, self.mask, self.key)
 
 
 class EditableModel:
@@ -133,7 +102,7 @@ class EditableModel:
     @cached_property
     def has_resid_mid(self) -> bool:
         """False where attention and MLP run side by side; the residual is then ``resid_post - mlp_out``."""
-        return _HOOKS[RESID_MID].format(0) in self.bridge.hook_dict
+        return hook_name((RESID_MID, 0)) in self.bridge.hook_dict
 
     @property
     def unhooked(self) -> "Unhooked | None":
@@ -292,7 +261,7 @@ class EditableModel:
                 value that is no number.
         """
         with self.lock:
-            hooks = {layer: self._held_at(layer, *what) for layer, what in held.items() if len(what[0])}
+            hooks = {layer: held_at(self, layer, what) for layer, what in held.items() if len(what[0])}
             handles: list[Any] = []
             self._holds += 1
             self._forget_fronts()
@@ -309,29 +278,6 @@ class EditableModel:
     def _forget_fronts(self) -> None:
         if self._fronts is not None:
             self._fronts.forget()
-
-    def _held_at(
-        self,
-        layer: int,
-        neurons: Sequence[int] | Int[Tensor, " held"],
-        values: float | Float[Tensor, " held"],
-    ) -> Callable[..., Any]:
-        self.check_layers([layer])
-        chosen = torch.as_tensor(neurons, dtype=torch.long)
-        if int(chosen.min()) < 0 or int(chosen.max()) >= self.d_mlp:
-            wrong = int(chosen.max()) if int(chosen.max()) >= self.d_mlp else int(chosen.min())
-            raise ModelError(
-                f"Layer {layer} of {self.name} has no neuron {wrong}; its neurons are 0 to {self.d_mlp - 1}.",
-                "Choose neurons in that range.",
-            )
-        parameter = self.down_projection(layer)
-        fixed = torch.as_tensor(values, dtype=torch.float32)
-        if (fixed.ndim and fixed.shape != chosen.shape) or not torch.isfinite(fixed).all():
-            raise ModelError(
-                f"The activations to hold in layer {layer} are not one number each for {len(chosen)} neurons.",
-                "Give one number for all of them, or one for each.",
-            )
-        return _holding(chosen.to(parameter.device), fixed.to(parameter.device, parameter.dtype))
 
     def _projecting_module(self, layer: int) -> nn.Module:
         """The module whose own parameter the down projection is."""
@@ -353,38 +299,38 @@ class EditableModel:
         *,
         stop_after: int | None = None,
         hooks: Mapping[Site, SiteHook] | None = None,
-        past: "Past | None" = None,
+        past: Past | None = None,
     ) -> dict[Site, Tensor]:
         """Run the model and return the values at ``sites``.
 
         Args:
             batch: padded token ids.
             sites: which values to keep, in the model's dtype, each ``[prompt, position, width]``.
-                ``("final", -1)`` is the output of the final norm: what the unembedding reads.
+                ``FINAL`` is the output of the final norm: what the unembedding reads.
             stop_after: stop once this layer is done.
             hooks: functions that may replace the value at a site.
             past: keys and values of tokens in front of the batch, from :meth:`remember`. Without one, a batch begins
                 its texts, and a prompt patch in force is put in front; positions stay those of the batch.
         """
         kept: dict[Site, Tensor] = {}
-        wanted = self._sites_to_hook(sites)
+        wanted = sites_to_hook(sites, self.has_resid_mid)
         with self.lock:
             if past is None and self._fronts is not None:
                 batch, past = self._fronts.before(batch)
                 with self.without_fronts():
                     return self.run(batch, sites, stop_after=stop_after, hooks=hooks, past=past)
             fwd: list[tuple[str, Callable[..., Any]]]
-            fwd = [(self._hook_name(site), _replacing(function)) for site, function in (hooks or {}).items()]
-            fwd += [(self._hook_name(site), _keeping(kept, site)) for site in wanted]
+            fwd = [(hook_name(site), replacing(function)) for site, function in (hooks or {}).items()]
+            fwd += [(hook_name(site), keeping(kept, site)) for site in wanted]
             stop = None if stop_after is None or stop_after + 1 >= self.n_layers else stop_after + 1
             moved = batch.to(self.bridge.cfg.device)
             with self.bridge.hooks(fwd_hooks=fwd):
-                # One position of logits is the least the head can be asked for; readers use ("final", -1).
+                # One position of logits is the least the head can be asked for; readers use FINAL.
                 self.bridge(moved.ids, stop_at_layer=stop, logits_to_keep=1, **attention_inputs(moved, past))
-        return {site: self._value(kept, site) for site in sites}
+        return {site: value_at(kept, site, self.has_resid_mid) for site in sites}
 
     @torch.no_grad()
-    def remember(self, batch: Batch, network: Any = None) -> "Past":
+    def remember(self, batch: Batch, network: Any = None) -> Past:
         """Run tokens once and keep every layer's keys and values, for batches that go on after them.
 
         Rows are padded on the left here, so that what follows stands beside their last real token. They begin their
@@ -444,70 +390,12 @@ class EditableModel:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    # ---- sites ------------------------------------------------------------------------------------------
-
-    def _hook_name(self, site: Site) -> str:
-        kind, layer = site
-        if kind == "final":
-            return _FINAL
-        return _HOOKS[kind].format(layer)
-
-    def _sites_to_hook(self, sites: Sequence[Site]) -> list[Site]:
-        wanted: dict[Site, None] = {}
-        for kind, layer in sites:
-            if kind == RESID_MID and not self.has_resid_mid:
-                wanted[(RESID_POST, layer)] = wanted[(MLP_OUT, layer)] = None
-            else:
-                wanted[(kind, layer)] = None
-        return list(wanted)
-
-    def _value(self, kept: Mapping[Site, Tensor], site: Site) -> Tensor:
-        kind, layer = site
-        if kind == RESID_MID and not self.has_resid_mid:
-            return kept[(RESID_POST, layer)] - kept[(MLP_OUT, layer)]
-        return kept[site]
-
-
-def attention_inputs(batch: Batch, past: Past | None) -> dict[str, Any]:
-    """What attention is told: which tokens are real, where they stand, and what came before."""
-    if past is None:
-        return {"attention_mask": batch.mask, "use_cache": False}
-    mask = torch.cat([past.mask.to(batch.mask.device), batch.mask], dim=1)
-    return {
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -batch.ids.shape[1] :],
-        "past_key_values": past.copy().cache,
-    }
-
-
-def _keeping(kept: dict[Site, Tensor], site: Site) -> Callable[..., None]:
-    def keep(value: Tensor, hook: Any) -> None:
-        kept[site] = value
-
-    return keep
-
 
 def _answering(patch: ModulePatch) -> Callable[..., Tensor]:
     def answer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return patch.answer(inputs[0], output)
 
     return answer
-
-
-def _holding(neurons: Int[Tensor, " held"], values: Tensor) -> Callable[..., tuple[Any, ...]]:
-    def hold(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        activations = inputs[0].clone()  # others keep what the neurons computed
-        activations[..., neurons] = values.to(activations.dtype)
-        return (activations, *inputs[1:])
-
-    return hold
-
-
-def _replacing(function: SiteHook) -> Callable[..., Tensor]:
-    def replace(value: Tensor, hook: Any) -> Tensor:
-        return function(value)
-
-    return replace
 
 
 def _tensor_digest(tensor: Tensor) -> bytes:

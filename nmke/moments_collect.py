@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nmke.errors import Cancelled, ResourceError
-from nmke.model import POST, EditableModel
+from nmke.model import EditableModel
 from nmke.progress import Progress
+from nmke.sites import POST
 from nmke.solve import exact_dtype
 from nmke.storage import remove
 from nmke.store import content_key, written_atomically

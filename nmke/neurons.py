@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from nmke.errors import ModelError
-from nmke.model import POST, EditableModel
+from nmke.model import EditableModel
 from nmke.moments import Passage, Statistics
+from nmke.sites import POST
 from nmke.tokens import encode_batch, token_texts
 
 

@@ -21,6 +21,7 @@ from nmke.errors import EditError
 from nmke.model import EditableModel
 from nmke.moments import StatisticsConfig
 from nmke.progress import Progress, Silent
+from nmke.sites import FINAL
 from nmke.texts import paragraph_tokens, paragraphs_read, read_paragraphs
 from nmke.tokens import pad, pad_id
 
@@ -131,7 +132,7 @@ def mean_nll(
         progress.update(stage, done, len(held_out.windows), "perplexity")
         ids = [*held_out.start, *window]
         batch = pad([ids], pad_id(model.tokenizer))
-        final = model.run(batch, [("final", -1)])[("final", -1)]
+        final = model.run(batch, [FINAL])[FINAL]
         log_p = model.logits(final[0, :-1]).log_softmax(-1)
         forced = torch.tensor(ids[1:], device=log_p.device)
         total -= float(log_p.gather(1, forced[:, None]).cpu().double().sum())

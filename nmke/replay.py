@@ -22,8 +22,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache
 
-from nmke.model import EditableModel, Past, attention_inputs
+from nmke.model import EditableModel
 from nmke.packed import pack_linears
+from nmke.past import Past, attention_inputs
+from nmke.sites import FINAL
 from nmke.tokens import Batch, pad
 
 #: Largest difference, relative to the largest value, at which a replay counts as the model's own computation.
@@ -88,7 +90,7 @@ def _agrees(model: EditableModel, unhooked: Unhooked) -> bool:
     """Whether whole replays, with and without tokens in front, end where the model does; rows of unequal length."""
     rows = [[(7 * place + 3) % model.d_vocab for place in range(length)] for length in (9, 6)]
     whole, cut = pad(rows, 0), 4
-    wanted = model.run(whole, [("final", -1)])[("final", -1)]
+    wanted = model.run(whole, [FINAL])[FINAL]
     # Half-precision layers round differently with other kernels, by a unit or so a layer.
     limit = max(AGREEMENT, 8 * torch.finfo(wanted.dtype).eps)
     with model.lock:

@@ -28,9 +28,11 @@ from torch import Tensor
 from nmke.config import Config
 from nmke.errors import EditError
 from nmke.facts import Fact
-from nmke.model import RESID_POST, EditableModel, Past
+from nmke.model import EditableModel
+from nmke.past import Past
 from nmke.progress import Progress, Silent
 from nmke.replay import Replay
+from nmke.sites import FINAL, RESID_POST
 from nmke.tokens import (
     Batch,
     encode,
@@ -309,7 +311,7 @@ class _Forward:
         if self.tail is not None:
             return self.tail.final(self.tail.run(self._added(self.tail.entry, delta)))
         hooks = {(RESID_POST, self.layer): lambda resid: self._added(resid, delta)}
-        site = ("final", -1)
+        site = FINAL
         return self.model.run(self.problem.batch, [site], hooks=hooks, past=self.past)[site]
 
     def _added(self, resid: Tensor, delta: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from nmke.ability.harness import Harness
-from nmke.model import EditableModel, attention_inputs
+from nmke.model import EditableModel
+from nmke.past import attention_inputs
 from nmke.tokens import Batch, pad, pad_id
 
 

@@ -26,10 +26,12 @@ from nmke.ablation.results import AblationResults
 from nmke.ablation.sets import NeuronSet
 from nmke.answers import WINDOW, Answered, EarlyLayers, answer_questions, require_questions_fit
 from nmke.errors import AblationError, SessionError
-from nmke.model import POST, EditableModel, Held
+from nmke.held import Held
+from nmke.model import EditableModel
 from nmke.progress import Progress, Silent
 from nmke.questions import QuestionSet, prompt_of
 from nmke.session import EditSession
+from nmke.sites import POST
 from nmke.store import content_key
 from nmke.tokens import encode, pad, pad_id
 from nmke.versions import library_versions

@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nmke.model import EditableModel, Past
+from nmke.model import EditableModel
+from nmke.past import Past
 from nmke.tokens import Batch
 
 

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.answers.early import EarlyLayers, key_of_rows
-from nmke.model import EditableModel, Past
+from nmke.model import EditableModel
+from nmke.past import Past
 from nmke.tokens import Batch, pad, pad_id
 
 #: A common beginning of fewer tokens is not worth a run of its own.

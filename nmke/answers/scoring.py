@@ -25,7 +25,8 @@ from nmke.answers.reading import (
 )
 from nmke.answers.written import recognise
 from nmke.errors import QuestionError
-from nmke.model import EditableModel, Past
+from nmke.model import EditableModel
+from nmke.past import Past
 from nmke.progress import Progress, Silent
 from nmke.questions.items import Question
 from nmke.questions.prompts import CLOZE_START, Form, message_of, options_of, prompt_of

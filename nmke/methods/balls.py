@@ -30,9 +30,10 @@ from torch import Tensor
 
 from nmke.errors import EditError
 from nmke.methods.wise_training import Lesson
-from nmke.model import MLP_OUT, POST, EditableModel
+from nmke.model import EditableModel
 from nmke.modules import ModulePatch
 from nmke.progress import Progress
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.tokens import Batch
 
 CENTERS, RADII, LABELS = "centers", "radii", "labels"
@@ -187,7 +188,7 @@ def read_tokens(
 def check(model: EditableModel, lesson: Lesson, patch: Balls) -> tuple[list[bool], float]:
     """On the bare prompt, with the patch in force: which predicting tokens it answers for, and the target's
     probability (geometric mean over its tokens)."""
-    sites = [(POST, patch.layer), ("final", -1)]
+    sites = [(POST, patch.layer), FINAL]
     kept = model.run(_bare(lesson), sites)
     inside = patch.find(kept[sites[0]][_predicting(lesson)][0]) != NONE
     log_p = model.logits(kept[sites[1]][_predicting(lesson)][0]).log_softmax(-1)

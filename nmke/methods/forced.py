@@ -21,6 +21,7 @@ from nmke.facts import Fact
 from nmke.model import EditableModel
 from nmke.replay import Replay
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.tokens import Batch, encode, encode_continuation, pad, pad_id
 
 #: Where the answer's tokens are predicted: each after the ones before it, or all of them at the prompt's last token.
@@ -165,6 +166,6 @@ class _WholePrompts(ForcedLoss):
         return self.session.master(self.layer) + delta
 
     def _losses(self, model: EditableModel) -> Tensor:
-        site = ("final", -1)
+        site = FINAL
         final = model.run(self.answers.batch, [site])[site]
         return self.answers.losses(model.logits(final[self.answers.rows, self.answers.places]))

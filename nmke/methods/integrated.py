@@ -21,9 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmke.model import POST, EditableModel, Past
+from nmke.model import EditableModel
+from nmke.past import Past
 from nmke.progress import Progress, Silent
 from nmke.replay import Replay
+from nmke.sites import FINAL, POST
 from nmke.tokens import pad, pad_id
 
 #: So many prompts share a batch, each with all of its scalings.
@@ -162,7 +164,7 @@ def _by_prompts(
                 return torch.cat([value[:, :-1], leaf[:, None]], dim=1)
 
             with torch.enable_grad():
-                final = model.run(batch, [("final", -1)], hooks={(POST, layer): put})[("final", -1)]
+                final = model.run(batch, [FINAL], hooks={(POST, layer): put})[FINAL]
                 gradient = _slope(model.logits(final[:, -1]), answer, leaf)
             # Layers of one model may lie on several devices.
             scores.append((post.float() / steps * gradient.sum(0)).cpu())

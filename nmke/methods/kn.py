@@ -46,6 +46,7 @@ from nmke.methods.integrated import integrate_gradients
 from nmke.model import EditableModel
 from nmke.progress import Progress
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.tokens import encode, encode_continuation, fill_template, pad, require_fits
 
 #: How far the share moves at a time, and how often it is tried.
@@ -225,7 +226,7 @@ def find_answers(model: EditableModel, fact: Fact) -> tuple[list[int], list[int]
     new = encode_continuation(model.tokenizer, fact.prompt, fact.target_new)
     if fact.target_true:
         return encode_continuation(model.tokenizer, fact.prompt, fact.target_true), new
-    final = model.run(pad([encode(model.tokenizer, fact.prompt)], 0), [("final", -1)])[("final", -1)]
+    final = model.run(pad([encode(model.tokenizer, fact.prompt)], 0), [FINAL])[FINAL]
     return [int(model.logits(final[0, -1]).argmax())], new
 
 
@@ -306,5 +307,5 @@ def _by_layer(neurons: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
 def _probability(model: EditableModel, fact: Fact) -> float:
     """Geometric mean of the probabilities of the new answer's tokens, teacher-forced."""
     answers = Answers.of(model.tokenizer, [fact], "target")
-    final = model.run(answers.batch, [("final", -1)])[("final", -1)]
+    final = model.run(answers.batch, [FINAL])[FINAL]
     return float((-answers.losses(model.logits(final[answers.rows, answers.places]))).exp())

@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from nmke.methods.forced import Answers
 from nmke.methods.mend_transform import Factors, Update
-from nmke.model import MLP_OUT, POST, EditableModel
+from nmke.model import EditableModel
 from nmke.replay import Replay
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.tokens import Batch, encode, encode_continuation, pad, pad_id
 
 #: From a layer and its neuron activations to what is added to its down projection's output.
@@ -100,7 +101,7 @@ class WholePrompts(Passes):
 
         hooks = {(POST, layer): keep(layer) for layer in self.layers}
         hooks |= {(MLP_OUT, layer): change(layer) for layer in self.layers}
-        site = ("final", -1)
+        site = FINAL
         return self.model.run(self.batch, [site], hooks=hooks)[site]
 
     def logits(self, final: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:

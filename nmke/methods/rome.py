@@ -42,10 +42,11 @@ from nmke.methods.closed_form import (
     prepare_facts,
     second_moments,
 )
-from nmke.model import MLP_OUT, POST, RESID_POST, EditableModel
+from nmke.model import EditableModel
 from nmke.moments import StatisticsConfig
 from nmke.progress import Progress
 from nmke.session import EditSession
+from nmke.sites import MLP_OUT, POST, RESID_POST
 from nmke.solve import cholesky, equality_factors, steadied
 from nmke.target import Target, TargetConfig, optimise_targets
 from nmke.tokens import encode, fill_template, find_subject_last, pad, pad_id

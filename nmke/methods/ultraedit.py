@@ -43,9 +43,9 @@ from nmke.history import exactly
 from nmke.methods.base import Method
 from nmke.methods.closed_form import Stopwatch, factored_norm
 from nmke.methods.forced import Answers
-from nmke.model import MLP_OUT, POST
 from nmke.progress import Progress
 from nmke.session import EditSession
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.solve import ridge_factors
 from nmke.tokens import require_fits
 
@@ -175,10 +175,10 @@ def read_features(
 
         return with_leaf
 
-    sites = [("final", -1), *((POST, layer) for layer in layers)]
+    sites = [FINAL, *((POST, layer) for layer in layers)]
     with session.active(), torch.enable_grad():
         kept = model.run(answers.batch, sites, hooks={(MLP_OUT, layer): watched(layer) for layer in layers})
-        logits = model.logits(kept[("final", -1)][answers.rows, answers.places])
+        logits = model.logits(kept[FINAL][answers.rows, answers.places])
         loss = cross_entropy(logits, answers.tokens.to(logits.device))
         gradients = torch.autograd.grad(loss, [leaves[layer] for layer in layers])
     if tokens == "all":

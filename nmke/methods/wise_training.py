@@ -22,10 +22,11 @@ from nmke.methods.side_memory import (
     mixed_seed,
     shard_mask,
 )
-from nmke.model import POST, RESID_POST, EditableModel
+from nmke.model import EditableModel
 from nmke.progress import Progress
 from nmke.replay import Replay
 from nmke.session import EditSession
+from nmke.sites import FINAL, POST, RESID_POST
 from nmke.texts import read_windows
 from nmke.tokens import (
     Batch,
@@ -225,7 +226,7 @@ class Forward:
             where = tuple(place.to(resid.device) for place in places)
             return resid.index_put(where, change.to(resid), accumulate=True)
 
-        site = ("final", -1)
+        site = FINAL
         final = self.model.run(self.lesson.batch, [site], hooks={(RESID_POST, self.layer): added})[site]
         return self.model.logits(final[places])
 
@@ -372,7 +373,7 @@ def check(model: EditableModel, lesson: Lesson, memory: SideMemory) -> tuple[flo
     probability (geometric mean over its tokens)."""
     places = tuple(place[:1] for place in lesson.places)
     row = Batch(lesson.batch.ids[:1], lesson.batch.mask[:1])
-    sites = [(POST, memory.layer), ("final", -1)]
+    sites = [(POST, memory.layer), FINAL]
     kept = model.run(row, sites)
     routed = memory.margins(kept[sites[0]][places]) > memory.threshold
     log_p = model.logits(kept[sites[1]][places]).log_softmax(-1)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nmke.model import MLP_OUT, POST, RESID_MID, RESID_POST, EditableModel, Site
+from nmke.model import EditableModel
 from nmke.scores import Reading
+from nmke.sites import MLP_OUT, POST, RESID_MID, RESID_POST, Site
 from nmke.tokens import pad, pad_id
 
 

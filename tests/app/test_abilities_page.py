@@ -29,10 +29,10 @@ from nmke.edit import Edit, WeightPatch
 from nmke.errors import Cancelled, ResourceError
 from nmke.intervals import wilson
 from nmke.lifelong.saved import saved_runs
-from nmke.model import MLP_OUT, POST
 from nmke.progress import Progress, Silent
 from nmke.questions import Question, QuestionSet
 from nmke.session import EditSession
+from nmke.sites import MLP_OUT, POST
 from nmke.tokens import encode_batch
 from tests.app.working_app import FACTS, open_page, said, state_of, wait
 from tests.tiny import make_tiny_llama

@@ -14,6 +14,7 @@ from dashboard import jobs
 from nmke.edit import Edit, WeightPatch
 from nmke.progress import Progress
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.tokens import encode_batch
 from tests.app.conftest import clean, finish, go, load, state_of, words
 
@@ -120,7 +121,7 @@ def final_of(session: EditSession) -> torch.Tensor:
     """What the model, as this session has edited it, hands to its head after one prompt."""
     batch = encode_batch(session.model.tokenizer, ["The capital of France is"])
     with session.active():
-        return session.model.run(batch, [("final", -1)])[("final", -1)]
+        return session.model.run(batch, [FINAL])[FINAL]
 
 
 def test_running_work_shows_progress_and_the_page_stays_usable(app: AppTest) -> None:

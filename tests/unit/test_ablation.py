@@ -37,13 +37,14 @@ from nmke.errors import (
     ResourceError,
     SessionError,
 )
+from nmke.held import Held
 from nmke.loading import LoadedModel
 from nmke.masks import build_mask
-from nmke.model import POST, Held
 from nmke.progress import Progress
 from nmke.questions import Question, QuestionSet, prompt_of
 from nmke.roles import Roles, RolesConfig
 from nmke.session import EditSession
+from nmke.sites import POST
 from nmke.store import plain
 from nmke.tokens import encode, encode_batch
 from tests.unit.test_modules import TEXTS, edit_of, logits, shift

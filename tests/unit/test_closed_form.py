@@ -22,10 +22,10 @@ from nmke.methods.memit import MEMIT, MEMITConfig
 from nmke.methods.nmke import NMKE, NMKEConfig
 from nmke.methods.rome import ROME, ROMEConfig, sized_by_output
 from nmke.methods.solvers import PriorRidge, SelectedRidge
-from nmke.model import MLP_OUT, POST, RESID_POST
 from nmke.moments import collect_statistics
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import MLP_OUT, POST, RESID_POST
 from nmke.solve import (
     equality_factors,
     equality_solve,

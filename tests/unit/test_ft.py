@@ -13,6 +13,7 @@ from nmke.methods.forced import Answers, Objective, forced_loss
 from nmke.methods.ft import FTConfig, tune
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.tokens import encode, encode_continuation, pad
 from tests.tiny import make_tiny
 
@@ -32,7 +33,7 @@ def loss_by_hand(model: LoadedModel, fact: Fact, objective: Objective) -> float:
     total = 0.0
     for number, token in enumerate(answer):
         ids = prompt + (answer[:number] if objective == "target" else [])
-        final = model.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+        final = model.run(pad([ids], 0), [FINAL])[FINAL]
         total -= float(model.logits(final[0, -1]).double().log_softmax(-1)[token])
     return total / len(answer)
 

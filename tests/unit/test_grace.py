@@ -15,9 +15,9 @@ from nmke.loading import LoadedModel
 from nmke.methods.balls import NONE, distances, may_be_inside, read_tokens
 from nmke.methods.grace import GRACE, Codebook, GRACEConfig, empty_codebook, train_value
 from nmke.methods.wise_training import Forward, Lesson
-from nmke.model import MLP_OUT, POST
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.tokens import encode, encode_batch, pad
 from tests.unit.test_modules import edit_of, shift
 
@@ -57,7 +57,7 @@ def admit(
 
 def logits(model: LoadedModel, texts: tuple[str, ...] = TEXTS) -> Tensor:
     batch = encode_batch(model.tokenizer, texts)
-    return model.logits(model.run(batch, [("final", -1)])[("final", -1)])[batch.mask.bool()]
+    return model.logits(model.run(batch, [FINAL])[FINAL])[batch.mask.bool()]
 
 
 def plan(session: EditSession, fact: Fact, **settings: Any) -> Any:
@@ -174,7 +174,7 @@ def test_outside_of_all_balls_nothing_changes_bit_for_bit(tiny: LoadedModel) -> 
         [
             (POST, 2),
             (MLP_OUT, 2),
-            ("final", -1),
+            FINAL,
         ],
     )
     before = tiny.run(batch, sites)
@@ -251,7 +251,7 @@ def test_padding_on_either_side_and_greedy_writing_answer_as_whole_prompts_do(ti
             ids = encode(tiny.tokenizer, text)
             start = len(ids)
             for _ in range(5):
-                final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+                final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
                 ids.append(int(tiny.logits(final[0, -1]).argmax()))
                 if ids[-1] == tiny.tokenizer.eos_token_id:
                     break
@@ -262,7 +262,7 @@ def test_padding_on_either_side_and_greedy_writing_answer_as_whole_prompts_do(ti
 
 @pytest.mark.parametrize("cut", [3, 5])
 def test_remembered_tokens_answer_as_whole_prompts_do(tiny: LoadedModel, cut: int) -> None:
-    session, site = EditSession(tiny), ("final", -1)
+    session, site = EditSession(tiny), FINAL
     session.apply(edit_of(widest(tiny)))
     row = encode(tiny.tokenizer, TEXTS[2])
     with session.active():
@@ -297,7 +297,7 @@ def test_the_trained_value_is_adams_on_the_whole_model_by_hand(tiny: LoadedModel
             places = torch.arange(output.shape[1])[None, :, None] == last
             return torch.where(places, leaf.to(output), output)
 
-        final = tiny.run(batch, [("final", -1)], hooks={site: replaced})[("final", -1)]
+        final = tiny.run(batch, [FINAL], hooks={site: replaced})[FINAL]
         log_p = tiny.logits(final[0, last:-1]).log_softmax(-1)
         loss = -sum(log_p[place, token] for place, token in enumerate(text[len(prompt) :])) / len(log_p)
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -337,7 +337,7 @@ def test_an_edit_says_its_target_and_its_key_is_the_prompts_last_token(tiny: Loa
     )
     with session.active():
         batch = encode_batch(tiny.tokenizer, [fact.prompt for fact in SHORT])
-        final = tiny.run(batch, [("final", -1)])[("final", -1)]
+        final = tiny.run(batch, [FINAL])[FINAL]
         said = tiny.logits(final[torch.arange(3), batch.last]).argmax(-1).tolist()
     assert said == [codebook_of(session).labels[number][0] for number in range(3)]
 

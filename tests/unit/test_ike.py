@@ -17,6 +17,7 @@ from nmke.methods.ike import IKE, Demonstrations, IKEConfig
 from nmke.methods.in_front import shown, statement
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.tokens import encode, pad
 from tests.prompt_patches import edit_of, note
 from tests.rows import tiny_config
@@ -134,7 +135,7 @@ def test_what_the_model_answers_is_that_of_the_written_prompt(tiny: LoadedModel,
     session = EditSession(tiny)
     front = made(session, FRANCE, config).front("")
     ids = encode(tiny.tokenizer, front) + encode(tiny.tokenizer, FRANCE.prompt)
-    final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
     log_p = tiny.logits(final[0, -1]).double().log_softmax(-1)
     with session.active():
         (answer,) = answer_all(tiny, [(FRANCE.prompt, "")])

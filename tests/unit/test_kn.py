@@ -10,9 +10,9 @@ from nmke.facts import Fact
 from nmke.loading import LoadedModel, load_model
 from nmke.methods.integrated import integrate_gradients
 from nmke.methods.kn import KN, KNConfig, embed, find_answers, find_prompts, keep_coarse, refine, write_values
-from nmke.model import POST
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL, POST
 from nmke.tokens import encode, encode_continuation, pad
 from tests.tiny import make_tiny
 
@@ -30,7 +30,7 @@ def probability(model: LoadedModel, ids: list[int], answer: int, layer: int, w: 
     def put(value: torch.Tensor) -> torch.Tensor:
         return torch.cat([value[:, :-1], w[None, None]], dim=1)
 
-    final = model.run(pad([ids], 0), [("final", -1)], hooks={(POST, layer): put})[("final", -1)]
+    final = model.run(pad([ids], 0), [FINAL], hooks={(POST, layer): put})[FINAL]
     return model.logits(final[0, -1]).double().softmax(-1)[answer]
 
 
@@ -79,7 +79,7 @@ def test_groups_of_prompts_do_not_matter(llama: LoadedModel, monkeypatch: pytest
 
 def test_attributions_add_up_to_what_the_layer_does_for_the_answer(tiny: LoadedModel) -> None:
     ids = prompts_of(tiny)[0]
-    final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
     answer = int(tiny.logits(final[0, -1]).argmax())
     for layer in range(tiny.n_layers):
         w = activations(tiny, ids, layer)
@@ -138,7 +138,7 @@ def test_a_hardly_possible_answer_is_attributed_in_half_precision_too(tmp_path: 
     folder, found = str(make_tiny("gpt2", tmp_path)), []
     exact, half = (load_model(folder, device="cpu", dtype=dtype) for dtype in ("float32", "float16"))
     ids = prompts_of(exact)[0]
-    final = exact.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    final = exact.run(pad([ids], 0), [FINAL])[FINAL]
     p = exact.logits(final[0, -1]).softmax(-1)
     answer = int(p.argmin())
     assert float(p[answer]) < 1e-8
@@ -183,7 +183,7 @@ def test_the_present_answer_is_the_true_one_or_else_the_models_own(llama: Loaded
     assert old == encode_continuation(llama.tokenizer, FACT.prompt, "Paris")
     assert new == encode_continuation(llama.tokenizer, FACT.prompt, "the boat")
     ids = encode(llama.tokenizer, FACT.prompt)
-    final = llama.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    final = llama.run(pad([ids], 0), [FINAL])[FINAL]
     own = find_answers(llama, Fact(FACT.prompt, "France", "the boat"))[0]
     assert own == [int(llama.logits(final[0, -1]).argmax())]
 
@@ -217,7 +217,7 @@ def test_only_the_neurons_named_in_the_details_change(tiny: LoadedModel, cache: 
         answer = encode_continuation(tiny.tokenizer, FACT.prompt, FACT.target_new)
         ids = encode(tiny.tokenizer, FACT.prompt)
         for number, token in enumerate(answer):
-            final = tiny.run(pad([ids + answer[:number]], 0), [("final", -1)])[("final", -1)]
+            final = tiny.run(pad([ids + answer[:number]], 0), [FINAL])[FINAL]
             p *= float(tiny.logits(final[0, -1]).softmax(-1)[token]) ** (1 / len(answer))
     assert edit.details["target_probability"] == pytest.approx([p], rel=1e-3)
 

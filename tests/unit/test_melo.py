@@ -17,9 +17,9 @@ from nmke.loading import LoadedModel
 from nmke.methods.balls import NONE, distances
 from nmke.methods.dynamic_lora import DynamicLoRA, empty_lora
 from nmke.methods.melo import MELO, MELOConfig, peft_layer
-from nmke.model import MLP_OUT, POST
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.tokens import encode, encode_batch, pad
 from tests.unit.test_modules import edit_of, shift
 
@@ -54,7 +54,7 @@ def move(patch: DynamicLoRA, query: list[float], label: list[int]) -> str:
 
 def logits(model: LoadedModel, texts: tuple[str, ...] = TEXTS) -> Tensor:
     batch = encode_batch(model.tokenizer, texts)
-    return model.logits(model.run(batch, [("final", -1)])[("final", -1)])[batch.mask.bool()]
+    return model.logits(model.run(batch, [FINAL])[FINAL])[batch.mask.bool()]
 
 
 def config_of(**settings: Any) -> MELOConfig:
@@ -223,7 +223,7 @@ def test_outside_of_all_clusters_nothing_changes_bit_for_bit(tiny: LoadedModel) 
         [
             (POST, 2),
             (MLP_OUT, 2),
-            ("final", -1),
+            FINAL,
         ],
     )
     before = tiny.run(batch, sites)
@@ -239,7 +239,7 @@ def test_outside_of_all_clusters_nothing_changes_bit_for_bit(tiny: LoadedModel) 
 
 
 def test_padding_remembered_tokens_and_greedy_writing_answer_as_whole_prompts_do(tiny: LoadedModel) -> None:
-    session, site = EditSession(tiny), ("final", -1)
+    session, site = EditSession(tiny), FINAL
     session.apply(plan(session, FACTS[0], FACTS[2], edits_a_block=1))
     texts = ("The capital of France is Rome", "You", "A dog and a cat in Italy say meow and")
     with session.active():
@@ -276,7 +276,7 @@ def test_the_losses_are_those_of_whole_prompts_with_pefts_layer_trained_by_hand(
             def added(output: Tensor, last: int = last, inputs: Tensor = inputs) -> Tensor:
                 return torch.cat([output[:, :last], output[:, last:] + layer(inputs)[None]], dim=1)
 
-            final = tiny.run(batch, [("final", -1)], hooks={(MLP_OUT, 2): added})[("final", -1)]
+            final = tiny.run(batch, [FINAL], hooks={(MLP_OUT, 2): added})[FINAL]
             log_p = tiny.logits(final[0, last:]).log_softmax(-1)
             answer = torch.tensor(text[len(prompt) :])
             total = total - log_p.gather(1, answer[:, None]).mean() / len(facts)
@@ -318,7 +318,7 @@ def test_edits_say_their_targets_one_after_the_other(tiny: LoadedModel) -> None:
         session.apply(edit)
     with session.active():
         batch = encode_batch(tiny.tokenizer, [fact.prompt for fact in SHORT])
-        final = tiny.run(batch, [("final", -1)])[("final", -1)]
+        final = tiny.run(batch, [FINAL])[FINAL]
         said = tiny.logits(final[torch.arange(3), batch.last]).argmax(-1).tolist()
     assert said == [label[0] for label in lora_of(session).labels]
 

@@ -37,9 +37,9 @@ from nmke.methods.mend_training import (
     training_for,
 )
 from nmke.methods.mend_transform import Factors, GradientTransform, Update
-from nmke.model import MLP_OUT, POST
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.tokens import encode, pad
 from nmke.trained import Trained, load_trained, save_trained, trained_path
 from tests.rows import tiny_config
@@ -169,7 +169,7 @@ def test_factors_multiply_to_the_gradient_of_the_down_projection(tiny: LoadedMod
         parameter = tiny.down_projection(layer)
         parameter.requires_grad_(True)
         try:
-            final = tiny.run(answers.batch, [("final", -1)])[("final", -1)]
+            final = tiny.run(answers.batch, [FINAL])[FINAL]
             loss = answers.losses(tiny.logits(final[answers.rows, answers.places])).sum()
             (gradient,) = torch.autograd.grad(loss, parameter)
         finally:
@@ -207,7 +207,7 @@ def test_additions_are_what_a_changed_down_projection_computes(tiny: LoadedModel
     session = EditSession(tiny)
     changed = {layer: session.master(layer) + each.left @ each.right for layer, each in updates.items()}
     with session.active(instead=changed), torch.no_grad():
-        expected = tiny.run(batch, [("final", -1)])[("final", -1)]
+        expected = tiny.run(batch, [FINAL])[FINAL]
     assert torch.allclose(added, expected, atol=1e-4)
     assert not torch.allclose(unchanged, expected, atol=1e-2)
 
@@ -224,7 +224,7 @@ def test_the_losses_are_the_published_ones_of_the_edited_model(tiny: LoadedModel
     changed = {layer: session.master(layer) + each.left @ each.right for layer, each in updates.items()}
 
     def log_probabilities(ids: list[int]) -> Tensor:
-        final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+        final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
         return tiny.logits(final[0]).double().log_softmax(-1)
 
     prompt = encode(tiny.tokenizer, draw.prompt)
@@ -561,7 +561,7 @@ def test_the_plan_is_the_transform_of_the_facts_gradient(tiny: LoadedModel, conf
         hooks[(MLP_OUT, layer)] = leaf
     answers = Answers.of(tiny.tokenizer, [fact], "target")
     with tiny.weights_in({}):
-        final = tiny.run(answers.batch, [("final", -1)], hooks=hooks)[("final", -1)]
+        final = tiny.run(answers.batch, [FINAL], hooks=hooks)[FINAL]
         log_p = tiny.logits(final[0, answers.places]).log_softmax(-1)
         loss = -sum(log_p[at, token] for at, token in enumerate(answers.tokens.tolist())) / len(
             answers.tokens

@@ -16,6 +16,7 @@ from nmke.methods import Method, get_method, methods
 from nmke.methods.nmke import NMKE, NMKEConfig
 from nmke.progress import Progress, Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.solve import ridge_solve
 from nmke.target import TargetConfig
 from nmke.tokens import encode_batch
@@ -57,7 +58,7 @@ def same(before: list[torch.Tensor], model: LoadedModel) -> bool:
 def answers(model: LoadedModel) -> torch.Tensor:
     """Logits on the facts' prompts: what weights and modules in force make of them."""
     batch = encode_batch(model.tokenizer, [f"{fact.prompt} {fact.target_new}" for fact in FACTS])
-    return model.logits(model.run(batch, [("final", -1)])[("final", -1)])
+    return model.logits(model.run(batch, [FINAL])[FINAL])
 
 
 def at_once(method: Method) -> int:
@@ -256,8 +257,8 @@ def test_the_mask_decides_which_rows_of_the_update_are_kept(
 def test_the_first_layers_update_equals_the_dense_formula(tiny: LoadedModel, nmke_config: NMKEConfig) -> None:
     """X = mask * (P (K_p K_p^T + K K^T) + L2 I)^-1 P K R^T, from quantities collected one prompt at a time."""
     from nmke.contexts import context_templates
-    from nmke.model import POST, RESID_POST
     from nmke.moments import collect_statistics
+    from nmke.sites import POST, RESID_POST
     from nmke.target import optimise_target
     from nmke.tokens import encode, find_subject_last, pad
 

@@ -9,6 +9,7 @@ from nmke.facts import Consequence, Fact, Neighbor
 from nmke.forcing import Answer, answer_all, longest_of, next_token_table
 from nmke.loading import LoadedModel
 from nmke.metrics import FORMULAS, FactMeasure, compare, mean_scores, measure_fact
+from nmke.sites import FINAL
 from nmke.tokens import encode, encode_continuation, pad
 
 FACT = Fact(
@@ -88,7 +89,7 @@ def test_answers_equal_the_plain_model_token_by_token(tiny: LoadedModel) -> None
     for (prompt, target), got in zip(asked, answer_all(tiny, asked), strict=True):
         ids = encode(tiny.tokenizer, prompt)
         forced = encode_continuation(tiny.tokenizer, prompt, target) if target else []
-        final = tiny.run(pad([ids + forced[:-1]], 0), [("final", -1)])[("final", -1)]
+        final = tiny.run(pad([ids + forced[:-1]], 0), [FINAL])[FINAL]
         log_p = tiny.logits(final[0, len(ids) - 1 :]).log_softmax(-1)
         assert got.argmax == tuple(log_p.argmax(-1).tolist())
         if forced:
@@ -102,12 +103,12 @@ def test_portability_is_the_share_of_the_answers_own_tokens_that_the_model_says(
     ids = encode(tiny.tokenizer, prompt)
     answers, shares = ["France", "the wide river"], []
     # The second answer's first word is what the model says by itself, so that not every share is 0.
-    final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
     said = tiny.tokenizer.decode([int(tiny.logits(final[0, -1]).argmax())]).strip()
     answers.append(f"{said} and France")
     for text in answers:
         forced = encode_continuation(tiny.tokenizer, prompt, text)
-        final = tiny.run(pad([ids + forced[:-1]], 0), [("final", -1)])[("final", -1)]
+        final = tiny.run(pad([ids + forced[:-1]], 0), [FINAL])[FINAL]
         argmax = tiny.logits(final[0, len(ids) - 1 :]).argmax(-1).tolist()
         shares.append(sum(a == b for a, b in zip(argmax, forced, strict=True)) / len(forced))
     fact = Fact(

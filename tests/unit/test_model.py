@@ -12,9 +12,9 @@ from nmke.facts import Fact
 from nmke.loading import LoadedModel, load_model
 from nmke.methods import get_method
 from nmke.methods.nmke import NMKEConfig
-from nmke.model import MLP_OUT, POST, RESID_MID, RESID_POST
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL, MLP_OUT, POST, RESID_MID, RESID_POST
 from nmke.tokens import encode_batch
 from tests.tiny import make_tiny
 
@@ -95,12 +95,12 @@ def test_a_square_down_projection_keeps_its_orientation(tmp_path: Path) -> None:
 
 def test_other_weights_compute_inside_the_block_and_the_loaded_ones_after_it(tiny: LoadedModel) -> None:
     batch = encode_batch(tiny.tokenizer, PROMPTS)
-    before = tiny.run(batch, [("final", -1)])[("final", -1)]
+    before = tiny.run(batch, [FINAL])[FINAL]
     pointer = tiny.down_projection(1).data_ptr()
     with tiny.weights_in({1: tiny.as_stored(1, torch.randn(tiny.d_mlp, tiny.d_model))}):
-        inside = tiny.run(batch, [("final", -1)])[("final", -1)]
+        inside = tiny.run(batch, [FINAL])[FINAL]
     assert not torch.allclose(before, inside)
-    assert torch.equal(tiny.run(batch, [("final", -1)])[("final", -1)], before)
+    assert torch.equal(tiny.run(batch, [FINAL])[FINAL], before)
     assert tiny.down_projection(1).data_ptr() == pointer
 
 
@@ -122,12 +122,10 @@ def test_an_empty_block_inside_another_is_the_unedited_model(tiny: LoadedModel) 
 
 def test_another_thread_waits_instead_of_seeing_the_swapped_weights(tiny: LoadedModel) -> None:
     batch = encode_batch(tiny.tokenizer, PROMPTS[:1])
-    expected = tiny.run(batch, [("final", -1)])[("final", -1)]
+    expected = tiny.run(batch, [FINAL])[FINAL]
     answers: list[torch.Tensor] = []
     with tiny.weights_in({0: torch.zeros_like(tiny.down_projection(0))}):
-        thread = threading.Thread(
-            target=lambda: answers.append(tiny.run(batch, [("final", -1)])[("final", -1)])
-        )
+        thread = threading.Thread(target=lambda: answers.append(tiny.run(batch, [FINAL])[FINAL]))
         thread.start()
         thread.join(0.2)
         assert not answers
@@ -137,9 +135,9 @@ def test_another_thread_waits_instead_of_seeing_the_swapped_weights(tiny: Loaded
 
 def test_padding_does_not_change_what_a_short_prompt_says(tiny: LoadedModel) -> None:
     batch = encode_batch(tiny.tokenizer, PROMPTS)
-    together = tiny.run(batch, [("final", -1)])[("final", -1)]
+    together = tiny.run(batch, [FINAL])[FINAL]
     for row, prompt in enumerate(PROMPTS):
-        alone = tiny.run(encode_batch(tiny.tokenizer, [prompt]), [("final", -1)])[("final", -1)]
+        alone = tiny.run(encode_batch(tiny.tokenizer, [prompt]), [FINAL])[FINAL]
         assert torch.allclose(together[row, batch.last[row]], alone[0, -1], atol=1e-5)
 
 
@@ -149,7 +147,7 @@ def test_generation_is_the_argmax_of_each_next_token(tiny: LoadedModel) -> None:
     written = []
     ids = encode(tiny.tokenizer, PROMPTS[0])
     for _ in range(5):
-        final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+        final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
         ids.append(int(tiny.logits(final[0, -1]).argmax()))
         written.append(ids[-1])
         if ids[-1] == tiny.tokenizer.eos_token_id:

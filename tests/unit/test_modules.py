@@ -12,10 +12,10 @@ from nmke.edit import Edit, WeightPatch
 from nmke.errors import EditError, SessionError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel
-from nmke.model import MLP_OUT, POST
 from nmke.modules import ModulePatch, load_module
 from nmke.replay import Replay
 from nmke.session import EditSession
+from nmke.sites import FINAL, MLP_OUT, POST
 from nmke.target import TargetConfig, optimise_targets
 from nmke.tokens import encode, encode_batch, pad
 
@@ -45,7 +45,7 @@ def edit_of(*modules: ModulePatch, patches: tuple[WeightPatch, ...] = ()) -> Edi
 
 def logits(model: LoadedModel, texts: Sequence[str] = TEXTS) -> Tensor:
     batch = encode_batch(model.tokenizer, texts)
-    final = model.run(batch, [("final", -1)])[("final", -1)]
+    final = model.run(batch, [FINAL])[FINAL]
     return model.logits(final)[batch.mask.bool()]
 
 
@@ -107,7 +107,7 @@ def test_a_module_answers_while_text_is_written(session: EditSession) -> None:
             ids = encode(model.tokenizer, text)
             start = len(ids)
             for _ in range(6):
-                final = model.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+                final = model.run(pad([ids], 0), [FINAL])[FINAL]
                 ids.append(int(model.logits(final[0, -1]).argmax()))
                 if ids[-1] == model.tokenizer.eos_token_id:
                     break
@@ -116,7 +116,7 @@ def test_a_module_answers_while_text_is_written(session: EditSession) -> None:
 
 
 def test_a_module_answers_behind_remembered_tokens(session: EditSession) -> None:
-    model, site = session.model, ("final", -1)
+    model, site = session.model, FINAL
     rows = [encode(model.tokenizer, text) for text in TEXTS]
     with session.active():
         whole = model.run(pad(rows, 0), [site])[site]

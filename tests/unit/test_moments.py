@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from nmke import moments, moments_collect
 from nmke.errors import Cancelled, EditError, ResourceError
 from nmke.loading import LoadedModel
-from nmke.model import POST
 from nmke.moments import (
     Statistics,
     StatisticsConfig,
@@ -22,6 +21,7 @@ from nmke.moments import (
 )
 from nmke.moments_collect import SymmetricSum, TopPassages, equal_batches
 from nmke.progress import Progress, Silent
+from nmke.sites import POST
 from nmke.texts import read_windows
 from nmke.tokens import Batch
 from tests.tiny import TEXT

@@ -11,6 +11,7 @@ from nmke.loading import LoadedModel
 from nmke.moments import StatisticsConfig
 from nmke.perplexity import HeldOut, hold_out, mean_nll, perplexity
 from nmke.progress import Progress, Silent
+from nmke.sites import FINAL
 from nmke.texts import paragraphs_read, read_windows
 from nmke.tokens import pad
 
@@ -31,7 +32,7 @@ def test_it_is_exp_of_the_mean_negative_log_likelihood_written_out(tiny: LoadedM
     for window in held_out.windows:
         for place in range(1, len(window)):
             # Each token from its own prompt, in float64, instead of one forced pass.
-            final = tiny.run(pad([list(window[:place])], 0), [("final", -1)])[("final", -1)]
+            final = tiny.run(pad([list(window[:place])], 0), [FINAL])[FINAL]
             logits = tiny.logits(final[0, -1]).double()
             terms.append(float(logits.logsumexp(0) - logits[window[place]]))
     assert held_out.predicted == len(terms) == 4

@@ -19,11 +19,11 @@ from nmke.lifelong.measures import drift
 from nmke.loading import LoadedModel
 from nmke.methods import get_method
 from nmke.metrics import measure_fact
-from nmke.model import POST, RESID_POST
 from nmke.perplexity import HeldOut, mean_nll
 from nmke.progress import Silent
 from nmke.prompting import load_prompt
 from nmke.session import EditSession
+from nmke.sites import FINAL, POST, RESID_POST
 from nmke.tokens import encode, encode_batch, encode_continuation, pad
 from tests.prompt_patches import FACTS, edit_of, note
 from tests.tiny import make_tokenizer
@@ -36,13 +36,13 @@ CLOSE = {"atol": 2e-4}
 
 def logits(model: LoadedModel, texts: Sequence[str] = TEXTS) -> Tensor:
     batch = encode_batch(model.tokenizer, texts)
-    return model.logits(model.run(batch, [("final", -1)])[("final", -1)])[batch.mask.bool()]
+    return model.logits(model.run(batch, [FINAL])[FINAL])[batch.mask.bool()]
 
 
 def behind(model: LoadedModel, front: str, text: str) -> Tensor:
     """The logits at a text's own tokens, read plainly as one text with its front."""
     before, own = (encode(model.tokenizer, front) if front else []), encode(model.tokenizer, text)
-    final = model.run(pad([before + own], 0), [("final", -1)])[("final", -1)]
+    final = model.run(pad([before + own], 0), [FINAL])[FINAL]
     return model.logits(final[0, len(before) :])
 
 
@@ -134,7 +134,7 @@ def test_forced_answers_are_measured_behind_the_front(session: EditSession) -> N
     for (prompt, target), answer in zip(asked, found, strict=True):
         ids = encode(model.tokenizer, FRONT) + encode(model.tokenizer, prompt)
         forced = encode_continuation(model.tokenizer, prompt, target)
-        final = model.run(pad([ids + forced], 0), [("final", -1)])[("final", -1)][0]
+        final = model.run(pad([ids + forced], 0), [FINAL])[FINAL][0]
         log_p = model.logits(final[len(ids) - 1 : -1]).double().log_softmax(-1)
         expected = sum(float(log_p[place, token]) for place, token in enumerate(forced))
         assert answer.log_probability == pytest.approx(expected, abs=1e-3)
@@ -176,7 +176,7 @@ def test_a_fact_is_measured_as_if_the_front_were_written_before_each_prompt(sess
 
 
 def test_remembered_tokens_begin_with_the_front(session: EditSession) -> None:
-    model, site = session.model, ("final", -1)
+    model, site = session.model, FINAL
     rows = [encode(model.tokenizer, text) for text in TEXTS]
     with session.active():
         whole = model.run(pad(rows, 0), [site])[site]
@@ -211,7 +211,7 @@ def test_a_texts_own_start_token_counts_as_absent_behind_a_front(
     session = EditSession(llama)
     session.apply(edit_of(note(FRONT)))
     ids = encode(tokenizer, FRONT) + encode(plain, TEXTS[0])
-    final = llama.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+    final = llama.run(pad([ids], 0), [FINAL])[FINAL]
     expected = llama.logits(final[0, len(encode(tokenizer, FRONT)) :])
     written = llama.tokenizer.decode([int(expected[-1].argmax())], skip_special_tokens=True)
     with session.active():

@@ -10,11 +10,11 @@ from nmke.facts import Fact
 from nmke.keys import KeyWalk, PlainKeys, average_contexts, key_source
 from nmke.loading import LoadedModel, load_model
 from nmke.methods.closed_form import ClosedFormConfig, Stopwatch, find_targets, write_layers
-from nmke.model import POST, RESID_POST
 from nmke.moments import NullSpace
 from nmke.progress import Silent
 from nmke.replay import Replay, _Call
 from nmke.session import EditSession
+from nmke.sites import FINAL, POST, RESID_POST
 from nmke.target import TargetConfig, optimise_targets
 from nmke.tokens import Batch, encode, pad
 from tests.tiny import make_tiny
@@ -43,7 +43,7 @@ def test_a_replay_gives_what_the_model_gives(model: LoadedModel, first: int) -> 
     batch = batch_of(model, ["The capital of France is", "A cat says meow and", "You"])
     replay = Replay.record(model, batch, first, 3)
     assert replay is not None
-    wanted = model.run(batch, [("final", -1)])[("final", -1)]
+    wanted = model.run(batch, [FINAL])[FINAL]
     real = batch.mask.bool()
     assert torch.allclose(replay.final(replay.run(replay.entry))[real], wanted[real], atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_gradients_through_a_replay_are_the_models(model: LoadedModel) -> None:
     replay.final(replay.run(fast)).square().sum().backward()
     plain = torch.zeros_like(replay.entry, requires_grad=True)
     hooks = {(RESID_POST, 1): lambda resid: resid + plain}
-    model.run(batch, [("final", -1)], hooks=hooks)[("final", -1)].square().sum().backward()
+    model.run(batch, [FINAL], hooks=hooks)[FINAL].square().sum().backward()
     assert fast.grad is not None and plain.grad is not None
     assert torch.allclose(fast.grad, plain.grad, atol=1e-3, rtol=1e-3)
 

@@ -13,6 +13,7 @@ from nmke.facts import Fact
 from nmke.loading import LoadedModel
 from nmke.moments import NullSpace
 from nmke.session import EditSession
+from nmke.sites import FINAL
 from nmke.solve import ridge_solve
 from nmke.tokens import encode_batch
 
@@ -39,7 +40,7 @@ def weights(model: LoadedModel) -> list[torch.Tensor]:
 
 
 def final(model: LoadedModel) -> torch.Tensor:
-    return model.run(encode_batch(model.tokenizer, [PROMPT]), [("final", -1)])[("final", -1)]
+    return model.run(encode_batch(model.tokenizer, [PROMPT]), [FINAL])[FINAL]
 
 
 def test_an_applied_edit_adds_its_factors_inside_the_block_only(tiny: LoadedModel) -> None:

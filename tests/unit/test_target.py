@@ -9,6 +9,7 @@ from nmke.errors import Cancelled, EditError
 from nmke.facts import Fact
 from nmke.loading import LoadedModel, load_model
 from nmke.progress import Progress
+from nmke.sites import FINAL
 from nmke.target import TargetConfig, optimise_target
 from nmke.tokens import encode, encode_continuation, find_subject_last
 from tests.tiny import make_tiny
@@ -29,7 +30,7 @@ def plain_loss(
     tokenizer = model.tokenizer
 
     def logits(ids: list[int], place: int) -> torch.Tensor:
-        from nmke.model import RESID_POST
+        from nmke.sites import RESID_POST
         from nmke.tokens import pad
 
         def add(resid: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def plain_loss(
             bump[0, place] = 1.0
             return resid + bump * delta
 
-        final = model.run(pad([ids], 0), [("final", -1)], hooks={(RESID_POST, LAYER): add})[("final", -1)]
+        final = model.run(pad([ids], 0), [FINAL], hooks={(RESID_POST, LAYER): add})[FINAL]
         return model.logits(final[0])
 
     answer = encode_continuation(tokenizer, FACT.prompt, FACT.target_new)

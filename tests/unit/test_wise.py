@@ -25,9 +25,9 @@ from nmke.methods.side_memory import (
 )
 from nmke.methods.wise import WISE
 from nmke.methods.wise_training import Forward, Lesson, WISEConfig, read_decoys, read_outside, train
-from nmke.model import POST
 from nmke.progress import Silent
 from nmke.session import EditSession
+from nmke.sites import FINAL, POST
 from nmke.tokens import encode, encode_batch, encode_continuation, pad
 from tests.rows import tiny_config
 from tests.tiny import TEXT
@@ -62,7 +62,7 @@ def memory(model: LoadedModel, threshold: float, **differences: Tensor) -> SideM
 
 def logits(model: LoadedModel, texts: tuple[str, ...] = TEXTS) -> Tensor:
     batch = encode_batch(model.tokenizer, texts)
-    return model.logits(model.run(batch, [("final", -1)])[("final", -1)])[batch.mask.bool()]
+    return model.logits(model.run(batch, [FINAL])[FINAL])[batch.mask.bool()]
 
 
 def plan(session: EditSession, fact: Fact, config: WISEConfig) -> Any:
@@ -138,7 +138,7 @@ def test_left_padding_and_greedy_writing_decide_as_whole_prompts_do(tiny: Loaded
             ids = encode(tiny.tokenizer, text)
             start = len(ids)
             for _ in range(5):
-                final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+                final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
                 ids.append(int(tiny.logits(final[0, -1]).argmax()))
                 if ids[-1] == tiny.tokenizer.eos_token_id:
                     break
@@ -147,7 +147,7 @@ def test_left_padding_and_greedy_writing_decide_as_whole_prompts_do(tiny: Loaded
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_remembered_tokens_and_single_tokens_decide_as_whole_prompts_do(tiny: LoadedModel, cut: int) -> None:
-    session, site = EditSession(tiny), ("final", -1)
+    session, site = EditSession(tiny), FINAL
     session.apply(edit_of(halfway(tiny)))
     row = encode(tiny.tokenizer, TEXTS[2])
     with session.active():
@@ -317,7 +317,7 @@ def test_the_loss_is_the_targets_likelihood_token_by_token(tiny: LoadedModel) ->
         ids = encode(tiny.tokenizer, template.replace("{}", fact.prompt))
         total = 0.0
         for token in answer:
-            final = tiny.run(pad([ids], 0), [("final", -1)])[("final", -1)]
+            final = tiny.run(pad([ids], 0), [FINAL])[FINAL]
             total -= float(tiny.logits(final[0, -1]).double().log_softmax(-1)[token])
             ids.append(token)
         assert float(found[row]) == pytest.approx(total / len(answer), abs=1e-3)
@@ -378,7 +378,7 @@ def test_an_edit_raises_its_target_and_answers_for_its_own_tokens(
     ids = encode(tiny.tokenizer, fact.prompt)
     answer = encode_continuation(tiny.tokenizer, fact.prompt, fact.target_new)
     with session.active():
-        final = tiny.run(pad([ids + answer[:-1]], 0), [("final", -1)])[("final", -1)]
+        final = tiny.run(pad([ids + answer[:-1]], 0), [FINAL])[FINAL]
     log_p = tiny.logits(final[0, len(ids) - 1 :]).log_softmax(-1)
     expected = float(log_p[range(len(answer)), answer].mean().exp())
     assert edit.details["target_probability"] == [pytest.approx(expected, rel=1e-4)]
