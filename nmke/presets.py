@@ -135,17 +135,17 @@ _VERIFIED: Mapping[tuple[str, int, int, int, int], _Verified] = MappingProxyType
         ("wise", *_SMOLLM2_135M): _Verified(
             {
                 "layer": 25,
-                "learning_rate": 0.1,
+                "learning_rate": 0.3,
                 "alpha": 20.0,
-                "beta": 100.0,
-                "gamma": 50.0,
+                "beta": 200.0,
+                "gamma": 100.0,
                 "save_freq": 1,
-                "merge_freq": 20,
+                "merge_freq": 1000,
                 "decoys": 8,
             },
-            "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 0.71, P(target) 0.34, "
-            "paraphrases 0.21, locality 0.97. It was tuned on five built-in facts, where reliability is 1.00. "
-            "benchmarks/presets.md.",
+            "SmolLM2-135M-Instruct, CounterFact facts 51 to 75, each edited alone: reliability 0.99, P(target) 0.87, "
+            "paraphrases 0.25, locality 0.96. Every edit keeps a shard of its own, as large as the edited matrix, for "
+            "a thousand edits: merged, shards lose what they hold. benchmarks/presets.md.",
         ),
     }
 )
