@@ -422,5 +422,5 @@ def _digest(version: _Version) -> str:
     for name, tensor in named:
         flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
         digest.update(name.encode())
-        digest.update(flat.numpy().tobytes())
+        digest.update(flat.numpy().data)  # without a copy: these may be gigabytes
     return digest.hexdigest()
