@@ -42,6 +42,8 @@ _SLIM, _NARROW, _BROAD = ".,:'|()[]ijltfr-1· ", 4.2, 8.8
 """Pixels: the stub and the symbol before a label; the letters that are slim, their width, and that of capitals."""
 MOST_ROOM = 0.55
 """The largest share of a panel that labels may take; longer ones stand in a legend."""
+#: At most so many intervals between the ticks of a measure drawn in powers of ten.
+MOST_TICKS = 6
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def curves(
             figure.add_hline(y=value, line=grey, row=row, col=col)
         if labelled:
             _labels(figure, means, look, log, y_log, y_range, row, col)
-        axis = {"type": "log", "exponentformat": "power", "dtick": 1} if y_log else {}
+        axis = {"type": "log", "exponentformat": "power", "dtick": _decades(y_range)} if y_log else {}
         figure.update_yaxes(range=y_range, row=row, col=col, tickfont={"size": 12}, **axis)
     finish(figure, height=rows * (PANEL + 60) + 24, legend=False)
     figure.update_layout(margin={"t": 36}, clickmode="event+select", hovermode="closest")
@@ -214,6 +216,11 @@ def _is_steep(means: pd.DataFrame, measure: Measure) -> bool:
         and values.min() > 0
         and values.max() / values.min() > 20
     )
+
+
+def _decades(y_range: Sequence[float]) -> int:
+    """Powers of ten between two ticks; an editor that ruins its model takes perplexity through dozens of them."""
+    return max(1, math.ceil((y_range[1] - y_range[0]) / MOST_TICKS))
 
 
 def _y_range(means: pd.DataFrame, before: Sequence[float], measure: Measure, log: bool) -> list[float]:

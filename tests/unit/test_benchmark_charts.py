@@ -252,6 +252,15 @@ def test_a_perplexity_that_explodes_is_drawn_in_powers_of_ten() -> None:
     assert calm.layout.yaxis4.type != "log"
 
 
+@pytest.mark.parametrize(("worst", "apart"), [(1e4, 1), (1e56, 11)])
+def test_powers_of_ten_are_apart_enough_to_be_read(worst: float, apart: int) -> None:
+    table = one_run(labels=("NMKE",))
+    table.loc[table.index[-1], "perplexity"] = worst
+    axis = curves(table).layout.yaxis4
+    assert axis.type == "log"
+    assert axis.dtick == apart
+
+
 def test_infinite_perplexity_does_not_break_the_axis() -> None:
     table = one_run()
     table.loc[table["label"] == "ROME", "perplexity"] = math.inf
