@@ -218,6 +218,8 @@ def say_number(value: Any, share: bool) -> str:
         return "∞"
     if share:
         return f"{value:.2f}"
+    if abs(value) >= 1e7:
+        return f"{value:.1e}".replace("e+", "e")  # a ruined model's perplexity may have fifty digits
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -104,6 +104,7 @@ def test_a_score_that_was_not_measured_has_no_rows() -> None:
         (0.944, True, "0.94"),
         (12.345, False, "12.3"),
         (12345.6, False, "12,346"),
+        (4.78e27, False, "4.8e27"),
         (0.00123, False, "0.00123"),
     ],
 )
