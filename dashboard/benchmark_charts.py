@@ -42,8 +42,8 @@ _SLIM, _NARROW, _BROAD = ".,:'|()[]ijltfr-1· ", 4.2, 8.8
 """Pixels: the stub and the symbol before a label; the letters that are slim, their width, and that of capitals."""
 MOST_ROOM = 0.55
 """The largest share of a panel that labels may take; longer ones stand in a legend."""
-#: At most so many intervals between the ticks of a measure drawn in powers of ten.
-MOST_TICKS = 6
+#: Perplexities are drawn up to here: past a million a model says nothing, and other lines would be pressed flat.
+CEILING = 1e6
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def curves(
     for place, measure in enumerate(measures):
         row, col = place // columns + 1, place % columns + 1
         means = over_seeds(table, measure.column)
+        for column in ("value", "low", "high"):
+            means[column] = _drawn(means[column], measure)
         before = [value for value in (unedited or {}).get(measure.column, ()) if math.isfinite(value)]
         y_log = _is_steep(means, measure)
         y_range = _y_range(means, before, measure, y_log)
@@ -118,7 +120,7 @@ def curves(
             figure.add_hline(y=value, line=grey, row=row, col=col)
         if labelled:
             _labels(figure, means, look, log, y_log, y_range, row, col)
-        axis = {"type": "log", "exponentformat": "power", "dtick": _decades(y_range)} if y_log else {}
+        axis = {"type": "log", "exponentformat": "power", "dtick": 1} if y_log else {}
         figure.update_yaxes(range=y_range, row=row, col=col, tickfont={"size": 12}, **axis)
     finish(figure, height=rows * (PANEL + 60) + 24, legend=False)
     figure.update_layout(margin={"t": 36}, clickmode="event+select", hovermode="closest")
@@ -207,6 +209,18 @@ def _x_range(table: pd.DataFrame, log: bool, room: float) -> list[float]:
     return [low - 0.05 * span, high + room * span]
 
 
+def _drawn(values: "pd.Series[float]", measure: Measure) -> "pd.Series[float]":
+    """The values as far as the panel goes."""
+    return values.clip(upper=CEILING) if measure.column == "perplexity" else values
+
+
+def say_ceiling(table: pd.DataFrame) -> str:
+    """That some perplexities are drawn lower than they are; empty where none is."""
+    if "perplexity" not in table or not (table["perplexity"] > CEILING).any():
+        return ""
+    return " Perplexities over a million are drawn at a million; a click or the mouse tells their value."
+
+
 def _is_steep(means: pd.DataFrame, measure: Measure) -> bool:
     """Whether perplexity spans more than a factor of twenty, as it does when a model breaks."""
     values = means["value"][np.isfinite(means["value"])]
@@ -216,11 +230,6 @@ def _is_steep(means: pd.DataFrame, measure: Measure) -> bool:
         and values.min() > 0
         and values.max() / values.min() > 20
     )
-
-
-def _decades(y_range: Sequence[float]) -> int:
-    """Powers of ten between two ticks; an editor that ruins its model takes perplexity through dozens of them."""
-    return max(1, math.ceil((y_range[1] - y_range[0]) / MOST_TICKS))
 
 
 def _y_range(means: pd.DataFrame, before: Sequence[float], measure: Measure, log: bool) -> list[float]:
@@ -286,7 +295,7 @@ def _line(
     shown = [say_number(float(value), measure.share) for value in points[measure.column]]
     figure.add_scatter(
         x=points["T"].tolist(),
-        y=points[measure.column].tolist(),
+        y=_drawn(points[measure.column], measure).tolist(),
         mode="markers",
         marker={
             "color": look.colour,

@@ -162,7 +162,7 @@ def _curves(
         "Each point measures all facts written so far, not only the last one. A line is the mean over the seeds "
         f"(seeds: {seeds}), its band {tables.INTERVALS}. The dotted grey line is the unedited model. A good editor's "
         "lines stay flat; a line that rises again after a fall would be surprising. Click a point to read the answers "
-        f"behind it.{say_uneven(table)}"
+        f"behind it.{drawing.say_ceiling(table) if 'perplexity' in picked else ''}{say_uneven(table)}"
     )
     files.caption(caption, figure, "benchmark-curves", key="benchmark.file.curves")
     return [Figure("Curves", figure, caption)]

@@ -253,13 +253,18 @@ def test_a_perplexity_that_explodes_is_drawn_in_powers_of_ten() -> None:
     assert calm.layout.yaxis4.type != "log"
 
 
-@pytest.mark.parametrize(("worst", "apart"), [(1e4, 1), (1e56, 11)])
-def test_powers_of_ten_are_apart_enough_to_be_read(worst: float, apart: int) -> None:
+@pytest.mark.parametrize("worst", [4.78e27, math.inf])
+def test_a_ruined_models_perplexity_ends_at_the_ceiling_and_is_told_in_full(worst: float) -> None:
     table = one_run(labels=("NMKE",))
+    assert drawing.say_ceiling(table) == ""
     table.loc[table.index[-1], "perplexity"] = worst
-    axis = curves(table).layout.yaxis4
-    assert axis.type == "log"
-    assert axis.dtick == apart
+    figure = curves(table)
+    assert figure.layout.yaxis4.type == "log"
+    assert 6 < figure.layout.yaxis4.range[1] < 7
+    points = next(trace for trace in figure.data if trace.mode == "markers" and trace.yaxis == "y4")
+    assert points.y[-1] == drawing.CEILING
+    assert points.text[-1] == tables.say_number(worst, False)
+    assert "drawn at a million" in drawing.say_ceiling(table)
 
 
 def test_infinite_perplexity_does_not_break_the_axis() -> None:
