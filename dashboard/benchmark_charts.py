@@ -218,7 +218,7 @@ def say_ceiling(table: pd.DataFrame) -> str:
     """That some perplexities are drawn lower than they are; empty where none is."""
     if "perplexity" not in table or not (table["perplexity"] > CEILING).any():
         return ""
-    return " Perplexities over a million are drawn at a million; a click or the mouse tells their value."
+    return " Perplexities over a million are drawn at a million; the mouse over a point tells their value."
 
 
 def _is_steep(means: pd.DataFrame, measure: Measure) -> bool:
