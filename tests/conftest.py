@@ -10,48 +10,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import pytest
 from jaxtyping import install_import_hook
 
-TENSOR_MODULES = (
-    "ablation.running",
-    "answers.reading",
-    "answers.scoring",
-    "attribution",
-    "drift",
-    "edit",
-    "encoder",
-    "fronts",
-    "history",
-    "keys",
-    "lifelong.checkpoint",
-    "lifelong.measures",
-    "masks",
-    "methods",
-    "metrics",
-    "modules",
-    "model",
-    "moments",
-    "moments_collect",
-    "neurons",
-    "packed",
-    "partition",
-    "perplexity",
-    "prompting",
-    "reach",
-    "readout",
-    "replay",
-    "roles.promoting",
-    "roles.reading",
-    "roles.resampling",
-    "roles.results",
-    "roles.rules",
-    "roles.scores",
-    "scores",
-    "session",
-    "solve",
-    "target",
-    "texts",
-    "tokens",
+ENGINE = Path(__file__).resolve().parents[1] / "nmke"
+TENSOR_MODULES = sorted(
+    ".".join(("nmke", *file.relative_to(ENGINE).with_suffix("").parts)).removesuffix(".__init__")
+    for file in ENGINE.rglob("*.py")
+    if "from jaxtyping import" in file.read_text(encoding="utf-8")
 )
-install_import_hook([f"nmke.{module}" for module in TENSOR_MODULES], "beartype.beartype")
+"""The engine's modules that say what shapes they take."""
+install_import_hook(TENSOR_MODULES, "beartype.beartype")
 
 from nmke.loading import LoadedModel, load_model  # noqa: E402
 from tests.tiny import make_tiny  # noqa: E402
