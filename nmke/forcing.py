@@ -105,9 +105,9 @@ def _answer_all(
 
 
 def _read_out(
-    model: EditableModel, states: Sequence[Float[Tensor, "place d_model"]], forced: Sequence[Sequence[int]]
+    model: EditableModel, states: Sequence[Float[Tensor, "_ d_model"]], forced: Sequence[Sequence[int]]
 ) -> tuple[list[tuple[int, ...]], list[list[float]]]:
-    """Per pair: the most likely token of each place, and the log-probability of the forced one (or the likeliest).
+    """Per pair, of so many places each: the likeliest token of a place, and log P of the forced one (or the likeliest).
 
     The unembedding is read once for many places: it is by far the largest matrix of a small model.
     """
