@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.benchmark_charts import Look, escape
+from dashboard.benchmark_looks import Look, escape
 from dashboard.benchmark_tables import say_number
 from dashboard.charts import PLAIN, finish, shorten
 

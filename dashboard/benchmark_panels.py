@@ -10,10 +10,10 @@ import streamlit as st
 from dashboard import benchmark_balance as balance
 from dashboard import benchmark_charts as drawing
 from dashboard import benchmark_files as files
+from dashboard import benchmark_looks, frame, state
 from dashboard import benchmark_predictions as predictions
 from dashboard import benchmark_tables as tables
 from dashboard import benchmark_work as work
-from dashboard import frame, state
 from dashboard.benchmark_predictions import POINT, Point, clickable, keep_point, named, points_of
 from dashboard.benchmark_report import Figure
 
@@ -34,7 +34,7 @@ def show(runs: Sequence[work.Run], live: bool) -> None:
     points = points_of(table)
     keep_point(points)
     key = tuple((run.name, str(run.folder), run.numbers) for run in runs)
-    look = drawing.used_lines(table, method_names())
+    look = benchmark_looks.used_lines(table, method_names())
     shown: list[Figure] = []
     with frame.guard("Drawing the curves"):
         shown += _curves(runs, table, look, key)

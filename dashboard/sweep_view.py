@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from dashboard import benchmark_charts, benchmark_files, charts, downloads, frame, state, sweep_charts
+from dashboard import benchmark_files, benchmark_looks, charts, downloads, frame, state, sweep_charts
 from dashboard import sweep_work as work
 from dashboard.benchmark_panels import method_names
 
@@ -216,7 +216,7 @@ def _pareto(results: "SweepResults", pair: tuple[str, str]) -> None:
         st.info("The runs have no figures to set against each other at this T.")
         return
     methods = list(dict.fromkeys(points["method"]))
-    look = benchmark_charts.looks([(method, method) for method in methods], method_names())
+    look = benchmark_looks.looks([(method, method) for method in methods], method_names())
     key: Any = (str(results.folder), pair, points.to_csv(index=False), kept)
     figure = state.get().kept.figure(
         "benchmark.sweep.pareto",

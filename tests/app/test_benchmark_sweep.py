@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import libraries, sweep_charts
 from dashboard import sweep_work as work
-from dashboard.benchmark_charts import looks
+from dashboard.benchmark_looks import looks
 from nmke.lifelong.files import held
 from nmke.sweep import plan, read, read_spec, run_sweep
 from tests.app.working_app import open_page, said, state_of

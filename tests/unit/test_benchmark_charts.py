@@ -9,6 +9,7 @@ import pytest
 
 from dashboard import benchmark_balance as balance
 from dashboard import benchmark_charts as drawing
+from dashboard import benchmark_labels, benchmark_looks
 from dashboard import benchmark_tables as tables
 from dashboard.edit_charts import SEQUENCE
 
@@ -53,7 +54,9 @@ def one_run(**options: Any) -> pd.DataFrame:
 
 def curves(table: pd.DataFrame, **options: Any) -> Any:
     measures = drawing.measures_named(tables.CURVES)
-    return drawing.curves(table, measures, drawing.used_lines(table, METHODS), **{"log": True, **options})
+    return drawing.curves(
+        table, measures, benchmark_looks.used_lines(table, METHODS), **{"log": True, **options}
+    )
 
 
 def points_of(figure: Any) -> list[Any]:
@@ -291,20 +294,20 @@ def test_text_that_looks_like_markup_is_drawn_as_text() -> None:
 
 
 def test_a_method_keeps_its_colour_whatever_else_is_drawn() -> None:
-    alone = drawing.looks([("NMKE", "nmke")], METHODS)["NMKE"]
-    beside = drawing.looks([("ROME", "rome"), ("NMKE", "nmke")], METHODS)["NMKE"]
+    alone = benchmark_looks.looks([("NMKE", "nmke")], METHODS)["NMKE"]
+    beside = benchmark_looks.looks([("ROME", "rome"), ("NMKE", "nmke")], METHODS)["NMKE"]
     assert alone == beside
     assert alone.colour == SEQUENCE[2]
 
 
 def test_two_lines_of_one_method_differ_in_their_dash() -> None:
-    found = drawing.looks([("NMKE · a", "nmke"), ("NMKE · b", "nmke")], METHODS)
+    found = benchmark_looks.looks([("NMKE · a", "nmke"), ("NMKE · b", "nmke")], METHODS)
     assert found["NMKE · a"].colour == found["NMKE · b"].colour
     assert found["NMKE · a"].dash != found["NMKE · b"].dash
 
 
 def test_twenty_methods_are_all_told_apart() -> None:
-    found = drawing.looks([(f"m{n}", f"m{n}") for n in range(20)])
+    found = benchmark_looks.looks([(f"m{n}", f"m{n}") for n in range(20)])
     assert len({(look.colour, look.symbol) for look in found.values()}) == 20
 
 
@@ -320,14 +323,14 @@ def test_twenty_methods_are_all_told_apart() -> None:
     ],
 )
 def test_labels_move_apart_as_little_as_needed(places: list[float], moved: list[float]) -> None:
-    assert sorted(drawing.spread(places, 10.0)) == pytest.approx(sorted(moved))
+    assert sorted(benchmark_labels.spread(places, 10.0)) == pytest.approx(sorted(moved))
     if len(set(places)) == len(places):
-        assert drawing.spread(places, 10.0) == pytest.approx(moved)
+        assert benchmark_labels.spread(places, 10.0) == pytest.approx(moved)
 
 
 def test_spread_labels_never_lie_on_each_other_and_keep_their_order() -> None:
     places = np.random.default_rng(0).uniform(0, 60, 12).tolist()
-    moved = drawing.spread(places, 10.0)
+    moved = benchmark_labels.spread(places, 10.0)
     assert np.diff(sorted(moved)).min() >= 10.0 - 1e-9
     assert np.argsort(moved).tolist() == np.argsort(places).tolist()
     assert np.mean(moved) == pytest.approx(np.mean(places)), (
@@ -352,27 +355,27 @@ def test_ticks_are_round_and_never_beyond_the_last_mark(marks: Any, log: bool, t
 
 
 def test_labels_stay_within_their_panel() -> None:
-    assert drawing.within([-10.0, 4.0], 100) == [4.0, 18.0]
-    assert drawing.within([90.0, 110.0], 100) == [80.0, 100.0]
-    assert drawing.within([], 100) == []
+    assert benchmark_labels.within([-10.0, 4.0], 100) == [4.0, 18.0]
+    assert benchmark_labels.within([90.0, 110.0], 100) == [80.0, 100.0]
+    assert benchmark_labels.within([], 100) == []
 
 
 def test_a_name_at_a_panels_upper_edge_does_not_reach_into_its_title() -> None:
     table = one_run(labels=("NMKE", "AlphaEdit", "ROME")).assign(locality=1.0)
     figure = drawing.curves(
-        table, drawing.measures_named(("locality",)), drawing.used_lines(table, METHODS), log=True
+        table, drawing.measures_named(("locality",)), benchmark_looks.used_lines(table, METHODS), log=True
     )
     low, high = figure.layout.yaxis.range
     notes = [note for note in figure.layout.annotations if note.xref == "x"]
-    highest = max((note.y - low) / (high - low) * drawing.PANEL - note.ay for note in notes)
-    assert highest <= drawing.PANEL - 8
+    highest = max((note.y - low) / (high - low) * benchmark_labels.PANEL - note.ay for note in notes)
+    assert highest <= benchmark_labels.PANEL - 8
     assert len(notes) == 3
 
 
 def test_many_lines_have_a_legend_instead_of_names_at_their_ends() -> None:
-    figure = curves(one_run(labels=tuple(f"M{n}" for n in range(drawing.LABELLED + 1))))
+    figure = curves(one_run(labels=tuple(f"M{n}" for n in range(benchmark_labels.LABELLED + 1))))
     assert figure.layout.showlegend
-    assert sum(bool(trace.showlegend) for trace in figure.data) == drawing.LABELLED + 1
+    assert sum(bool(trace.showlegend) for trace in figure.data) == benchmark_labels.LABELLED + 1
     assert [note for note in figure.layout.annotations if note.xref == "x"] == []
 
 
@@ -380,7 +383,7 @@ def test_many_lines_have_a_legend_instead_of_names_at_their_ends() -> None:
 def test_names_at_the_lines_ends_stay_in_their_panel_on_a_narrow_screen(count: int) -> None:
     table = one_run(labels=("NMKE", "AlphaEdit", "MEMIT"))
     measures = drawing.measures_named(tables.CURVES[:count])
-    figure = drawing.curves(table, measures, drawing.used_lines(table, METHODS), log=True)
+    figure = drawing.curves(table, measures, benchmark_looks.used_lines(table, METHODS), log=True)
     notes = [note for note in figure.layout.annotations if note.xref == "x"]
     assert len(notes) == 3
     low, high = figure.layout.xaxis.range
@@ -397,14 +400,18 @@ def test_names_too_long_for_a_narrow_panel_stand_in_a_legend() -> None:
     figure = curves(table)
     assert [note for note in figure.layout.annotations if note.xref == "x"] == []
     assert {trace.name for trace in figure.data if trace.showlegend} == set(table["line"])
-    assert drawing.label_room("NMKE · first-try") > drawing.MOST_ROOM >= drawing.label_room("NMKE · run-1")
+    assert (
+        benchmark_labels.label_room("NMKE · first-try")
+        > benchmark_labels.MOST_ROOM
+        >= benchmark_labels.label_room("NMKE · run-1")
+    )
 
 
 def test_titles_of_panels_stay_in_their_panel() -> None:
     shown = drawing.curves(
         one_run().assign(generalization_probability=0.5),
         drawing.measures_named(("generalization_probability",)),
-        drawing.used_lines(one_run(), METHODS),
+        benchmark_looks.used_lines(one_run(), METHODS),
         log=True,
     )
     assert shown.layout.annotations[0].text == "generalization (probability), ↑ better"
@@ -423,7 +430,7 @@ def test_lines_whose_seeds_ended_at_different_t_are_told() -> None:
 def test_costs_are_bars_with_whiskers_over_the_seeds() -> None:
     table = one_run(seeds=(0, 2))
     found = tables.cost_at(table, 10)
-    look = drawing.used_lines(table, METHODS)
+    look = benchmark_looks.used_lines(table, METHODS)
     figure = balance.cost(found, look, {line: (line, 0, 10) for line in look})
     seconds, memory = figure.data
     assert list(seconds.x) == [2.0, 2.0]
@@ -435,7 +442,7 @@ def test_costs_are_bars_with_whiskers_over_the_seeds() -> None:
 def test_the_balance_closes_every_line_and_each_corner_can_be_clicked() -> None:
     table = one_run()
     axes, values = tables.radar_at(table, 10, {"a": {"perplexity": 10.0}})
-    look = drawing.used_lines(table, METHODS)
+    look = benchmark_looks.used_lines(table, METHODS)
     figure = balance.radar(axes, values, look, {line: (line, 0, 10) for line in look})
     first = figure.data[0]
     assert first.theta[0] == first.theta[-1] == "reliability"

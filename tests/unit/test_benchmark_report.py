@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from dashboard import benchmark_charts as drawing
+from dashboard import benchmark_looks
 from dashboard import benchmark_tables as tables
 from dashboard.benchmark_report import Figure, Report, escape_latex, html_report, latex_table
 from tests.unit.test_benchmark_charts import METHODS, one_run
@@ -20,7 +21,7 @@ def report(**changes: Any) -> Report:
     figure = drawing.curves(
         table.assign(line=NASTY),
         drawing.measures_named(("reliability",)),
-        {NASTY: drawing.used_lines(table, METHODS)["NMKE"]},
+        {NASTY: benchmark_looks.used_lines(table, METHODS)["NMKE"]},
         log=True,
     )
     made: dict[str, Any] = {
