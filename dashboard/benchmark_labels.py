@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from dashboard.benchmark_looks import Look, escape, see_through
 from dashboard.charts import shorten
 
+#: Panels in a row.
 COLUMNS = 3
 #: Pixels: a panel's height.
 PANEL = 190

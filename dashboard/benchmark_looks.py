@@ -56,6 +56,7 @@ def used_lines(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, Look]:
 
 
 def see_through(colour: str, opacity: float) -> str:
+    """A colour of the form ``#rrggbb`` with that opacity, as Plotly writes it."""
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
