@@ -9,7 +9,7 @@ from nmke.lifelong import Entrant, LifelongConfig, Results, read, run, start
 from nmke.loading import LoadedModel
 from nmke.progress import Progress
 from tests.rows import tiny_config
-from tests.unit.test_lifelong import FACTS, same
+from tests.unit.lifelong.runs import FACTS, same
 
 METHODS = ("ike", "serac")
 
