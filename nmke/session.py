@@ -5,12 +5,10 @@ float32 masters of the matrices it changed. Masters are replaced, never written,
 masters puts back the very same tensors; older undos replay the history from the loaded weights and compare digests.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nmke.edit import Edit
-from nmke.errors import EditError, SessionError
+from nmke.errors import SessionError
 from nmke.history import KeyHistory
 from nmke.model import EditableModel
 from nmke.modules import ModulePatch
 from nmke.moments import NullSpace
 from nmke.prompting import PromptPatch
+from nmke.state import EditedState, loaded_matrix
 
 #: At most so many undo steps keep their tensors in memory, and at most this many bytes; older ones are replayed.
 UNDO_DEPTH = 8
 UNDO_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class _Version:
-    """The state after some number of edits: masters [d_mlp, d_model] in float32, their stored form, modules, and what
-    stands in front of every text."""
-
-    masters: Mapping[int, Tensor] = field(default_factory=dict)
-    stored: Mapping[int, Tensor] = field(default_factory=dict)
-    modules: Mapping[int, ModulePatch] = field(default_factory=dict)
-    prompt: PromptPatch | None = None
 
 
 class EditSession:
@@ -59,8 +47,8 @@ class EditSession:
         self._guard = threading.RLock()
         self._edits: list[Edit] = []
         self._redo: list[Edit] = []
-        self._digests: list[str] = [_digest(_Version())]
-        self._versions: dict[int, _Version] = {0: _Version()}
+        self._digests: list[str] = [EditedState().digest()]
+        self._states: dict[int, EditedState] = {0: EditedState()}
         self._history = KeyHistory()
         self._settled = 0
 
@@ -91,8 +79,8 @@ class EditSession:
         return self._digests[-1]
 
     @property
-    def _current(self) -> _Version:
-        return self._versions[self.version]
+    def _current(self) -> EditedState:
+        return self._states[self.version]
 
     @property
     def changed_layers(self) -> tuple[int, ...]:
@@ -113,7 +101,7 @@ class EditSession:
         """The layer's down projection as this session has it, float32. Do not write."""
         if layer in self._current.masters:
             return self._current.masters[layer]
-        return self._base(layer)
+        return loaded_matrix(self.model, layer)
 
     def history_keys(self, layer: int) -> Float[Tensor, "d_mlp past"]:
         """``K_p``: the keys of all edits in force, in order."""
@@ -170,7 +158,7 @@ class EditSession:
         Raises:
             EditError: when the edit is not finite or does not fit the model.
         """
-        state = self._following(self._current, edit)
+        state = self._current.after(edit, self.model)
         with self.model.weights_in(state.stored, state.modules, state.prompt):
             yield
 
@@ -205,15 +193,15 @@ class EditSession:
             target = self.version - 1
             if target < self._settled:
                 self.require_unsettled()
-            version = self._versions.get(target) or self._replay(target)
-            if _digest(version) != self._digests[target]:
+            state = self._states.get(target) or self._replay(target)
+            if state.digest() != self._digests[target]:
                 raise SessionError(
                     f"Version {target} could not be reproduced bit by bit; the session was left as it is.",
                     "Load the model anew and apply the edits again.",
                 )
             edit = self._edits.pop()
-            self._versions.pop(target + 1, None)
-            self._versions[target] = version
+            self._states.pop(target + 1, None)
+            self._states[target] = state
             self._digests.pop()
             self._redo.append(edit)
             return edit
@@ -235,8 +223,8 @@ class EditSession:
         with self._guard:
             self._edits.clear()
             self._redo.clear()
-            self._versions = {0: _Version()}
-            self._digests = [_digest(_Version())]
+            self._states = {0: EditedState()}
+            self._digests = [EditedState().digest()]
             self._settled = 0
             self._history.clear()
 
@@ -250,11 +238,11 @@ class EditSession:
             settled = max(self._settled, self.version - keep)
             if settled == self._settled:
                 return
-            if settled not in self._versions:
-                self._versions[settled] = self._replay(settled)
+            if settled not in self._states:
+                self._states[settled] = self._replay(settled)
             for number in range(self._settled, settled):
                 self._edits[number] = _settled(self._edits[number])
-            self._versions = {known: state for known, state in self._versions.items() if known >= settled}
+            self._states = {known: state for known, state in self._states.items() if known >= settled}
             self._settled = settled
 
     def require_unsettled(self) -> None:
@@ -290,14 +278,11 @@ class EditSession:
             edits: all edits in order, of which only facts, keys, method and figures are kept.
         """
         session = cls(model)
-        masters = {layer: matrix.to(model.device) for layer, matrix in masters.items()}
-        stored = {layer: model.as_stored(layer, matrix) for layer, matrix in masters.items()}
-        placed = {layer: session._placed(each) for layer, each in modules.items()}
-        state = _Version(masters, stored, placed, prompt)
+        state = EditedState.of(model, masters, modules, prompt)
         session._edits = [_settled(edit) for edit in edits]
         session._settled = len(edits)
-        session._versions = {len(edits): state}
-        session._digests = [""] * len(edits) + [_digest(state)]
+        session._states = {len(edits): state}
+        session._digests = [""] * len(edits) + [state.digest()]
         return session
 
     def save(self, folder: Path) -> Path:
@@ -336,7 +321,7 @@ class EditSession:
         with self._guard:
             self.require_unsettled()
             layers = range(self.model.n_layers)
-            before = {layer: self._base(layer).clone() for layer in layers}
+            before = {layer: loaded_matrix(self.model, layer).clone() for layer in layers}
             undone = 0
             while self._edits:
                 self.undo()
@@ -348,79 +333,27 @@ class EditSession:
             return exact
 
     def _advance(self, edit: Edit) -> None:
-        following = self._following(self._current, edit)
+        following = self._current.after(edit, self.model)
         self._edits.append(edit)
-        self._versions[self.version] = following
-        self._digests.append(_digest(following))
+        self._states[self.version] = following
+        self._digests.append(following.digest())
         self._forget_old()
 
     def _forget_old(self) -> None:
-        current = self._current
-        tensors = [*current.masters.values(), *current.stored.values()]
-        tensors += [tensor for module in current.modules.values() for tensor in module.tensors.values()]
-        tensors += current.prompt.tensors.values() if current.prompt is not None else ()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        depth = min(self.undo_depth, max(1, UNDO_BYTES // max(size, 1)))
-        for known in list(self._versions):
+        depth = min(self.undo_depth, max(1, UNDO_BYTES // max(self._current.size(), 1)))
+        for known in list(self._states):
             if self._settled < known < self.version - depth:
-                del self._versions[known]
+                del self._states[known]
 
-    def _following(self, version: _Version, edit: Edit) -> _Version:
-        edit.require_finite()
-        masters, stored = dict(version.masters), dict(version.stored)
-        for patch in edit.patches:
-            master = masters[patch.layer] if patch.layer in masters else self._base(patch.layer)
-            if patch.left.shape[0] != master.shape[0] or patch.right.shape[1] != master.shape[1]:
-                raise EditError(
-                    f"The edit's update of layer {patch.layer} is for {patch.left.shape[0]} neurons of width "
-                    f"{patch.right.shape[1]}; this model has {master.shape[0]} of width {master.shape[1]}.",
-                    "Load the model the edit was made for.",
-                )
-            masters[patch.layer] = patch.added_to(master)
-            stored[patch.layer] = self.model.as_stored(patch.layer, masters[patch.layer])
-            if not torch.isfinite(stored[patch.layer]).all():
-                raise EditError(
-                    f"Layer {patch.layer} would overflow in {self.model.dtype}; the edit was refused.",
-                    "Load the model in bfloat16 or float32.",
-                )
-        modules = {**version.modules, **{module.layer: self._placed(module) for module in edit.modules}}
-        return _Version(masters, stored, modules, version.prompt if edit.prompt is None else edit.prompt)
-
-    def _placed(self, module: ModulePatch) -> ModulePatch:
-        """The module where its layer computes, so that running it moves nothing."""
-        return module.on(self.model.down_projection(module.layer).device)
-
-    def _replay(self, version: int) -> _Version:
+    def _replay(self, version: int) -> EditedState:
         """The state after ``version`` edits, from the nearest earlier one still in memory."""
-        start = max(known for known in self._versions if known <= version)
-        state = self._versions[start]
+        start = max(known for known in self._states if known <= version)
+        state = self._states[start]
         for edit in self._edits[start:version]:
-            state = self._following(state, edit)
+            state = state.after(edit, self.model)
         return state
-
-    def _base(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        with self.original():
-            return self.model.W_out(layer).float()
 
 
 def _settled(edit: Edit) -> Edit:
     """The edit without what only its undo needs."""
     return replace(edit, patches=(), masks={}, modules=(), prompt=None)
-
-
-def _digest(version: _Version) -> str:
-    named = [(f"{layer}", version.stored[layer]) for layer in sorted(version.stored)]
-    digest = hashlib.sha256()
-    for layer in sorted(version.modules):
-        module = version.modules[layer]
-        named += [(f"{layer}.{name}", value) for name, value in sorted(module.tensors.items())]
-        # A threshold decides what is computed as much as a matrix does.
-        digest.update(json.dumps([layer, module.kind, module.settings], sort_keys=True).encode())
-    if version.prompt is not None:
-        named += [(f"prompt.{name}", value) for name, value in sorted(version.prompt.tensors.items())]
-        digest.update(json.dumps([version.prompt.kind, version.prompt.settings], sort_keys=True).encode())
-    for name, tensor in named:
-        flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
-        digest.update(name.encode())
-        digest.update(flat.numpy().data)  # without a copy: these may be gigabytes
-    return digest.hexdigest()
