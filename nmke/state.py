@@ -96,7 +96,7 @@ class EditedState:
 
 
 def loaded_matrix(model: EditableModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The layer's down projection as the model was loaded, float32, whatever edits are in force."""
+    """The layer's down projection as the model was loaded, float32, whatever edits are in force. Do not write."""
     with model.weights_in({}):
         return model.W_out(layer).float()
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from nmke.child import run_module
 from nmke.drift import tsne_child
 from nmke.drift.settings import DriftConfig
-from nmke.drift.versions import Version, changing, original
+from nmke.drift.versions import Version, changing
 from nmke.drift.words import WARNING
 from nmke.errors import DriftError
 from nmke.model import EditableModel
 from nmke.progress import Progress, Silent
+from nmke.state import loaded_matrix
 from nmke.storage import home, locked, partial_folder, publish
 
 FORMAT = 1
@@ -115,7 +116,7 @@ def draw_map(
     drawn = changing(versions, layer)
     config.require_fit(model.d_mlp)
     neurons = sample_neurons(model.d_mlp, config)
-    W_0 = original(model, layer)
+    W_0 = loaded_matrix(model, layer)
     matrices = [
         matrix.detach()[neurons].float().cpu().numpy()
         for matrix in (W_0, *(each.matrices[layer] for each in drawn))

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nmke.drift import numbers
-from nmke.drift.versions import Version, changing, original
+from nmke.drift.versions import Version, changing
 from nmke.drift.words import FORMULAS
 from nmke.model import EditableModel
 from nmke.progress import Progress, Silent
+from nmke.state import loaded_matrix
 
 #: Below this ratio of neighbouring singular values the leading subspace is hardly defined.
 CLEAR_GAP = 1.1
@@ -138,7 +139,7 @@ def measure_drift(
     for done, (layer, version) in enumerate(wanted):
         progress.update("measuring the change", done, len(wanted), f"layer {layer}, {version.label}")
         if before is None or before[0] != layer:  # the original's subspace serves every version
-            W_0 = original(model, layer)
+            W_0 = loaded_matrix(model, layer)
             before = layer, W_0, numbers.leading_subspace(W_0, directions)
         found[version.label, layer] = _measure(version, model, *before)
     progress.update("measuring the change", len(wanted), len(wanted))

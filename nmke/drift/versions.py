@@ -111,12 +111,6 @@ def open_versions(
     return (version_of(session, label=label),)
 
 
-def original(model: EditableModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The down projection as loaded, float32. Do not write."""
-    with model.weights_in({}):
-        return model.W_out(layer).float()
-
-
 def layers_of(versions: Sequence[Version]) -> tuple[int, ...]:
     """Every layer whose weights some version changed.
 

@@ -24,7 +24,6 @@ from nmke.drift.versions import (
     default_layer,
     layers_of,
     open_versions,
-    original,
     version_of,
     with_own_labels,
 )
@@ -36,6 +35,7 @@ from nmke.lifelong.measures import drift_of
 from nmke.loading import LoadedModel, load_model
 from nmke.progress import Progress
 from nmke.session import EditSession
+from nmke.state import loaded_matrix
 from tests.tiny import make_tiny
 
 FACT = Fact("The capital of France is", "France", "Rome", "Paris")
@@ -208,7 +208,7 @@ def test_every_changed_layer_of_every_version_has_its_row(tiny: LoadedModel) -> 
     assert progress.told[-1] == ("measuring the change", 4, 4)
     change = found.of("one", 1)
     assert change is not None
-    W_0 = original(tiny, 1)
+    W_0 = loaded_matrix(tiny, 1)
     assert change.figures["relative_norm"] == drift_of(one.matrices[1], W_0)[0]
     assert np.flatnonzero(~change.untouched).tolist() == [0, 3, 5]
     assert found.of("two", 1) is None
@@ -381,7 +381,7 @@ def test_the_map_is_scikit_learns_own_and_is_read_from_the_cache(llama: LoadedMo
     assert drawn.positions.shape == (3, 64, 2)
     assert drawn.points == 64 + 3 + 1
     assert not drawn.reused
-    matrices = [original(llama, 1).numpy(), one.matrices[1].numpy(), two.matrices[1].numpy()]
+    matrices = [loaded_matrix(llama, 1).numpy(), one.matrices[1].numpy(), two.matrices[1].numpy()]
     index, _ = point_index(matrices, "once")
     projected, _ = tsne_child.project(distinct_points(matrices, index), 8)
     from sklearn.manifold import TSNE
